@@ -1,0 +1,78 @@
+"""What is trained. A task knows its model, data, losses and scores; it never knows how many ranks there are."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from accel_train.config.schema import RunConfig
+from accel_train.data.dataset import Dataset
+
+Batch = dict[str, Tensor]
+
+
+class Task(ABC):
+    """One kind of training. `step.py` calls `losses`, `evaluate.py` calls `predictions` and `scores`.
+
+    Every batch holds `sample_id` (n,), an integer that names a row of the dataset, beside the task's own columns, all with
+    n rows. The model is always called as `model(batch)` and returns named outputs: n rows each, or one shared value for
+    the names in `shared_outputs`.
+    """
+
+    compares_whole_batch: ClassVar[bool] = False
+    """True: the loss compares samples with each other, so it is taken once over the global batch (`cached`).
+    False: the loss is a mean over targets that adds up over micro-batches (`summed`)."""
+    shared_outputs: ClassVar[frozenset[str]] = frozenset()
+    """Outputs without a row for each sample, of shape (1,), such as logit_scale."""
+    loss_columns: ClassVar[tuple[str, ...]] = ()
+    """Batch columns that `losses` reads. Under `cached` they are gathered over ranks with the outputs."""
+    splits_loss: ClassVar[bool] = False
+    """Under `cached`: True if `losses` takes only the rows named by `batch["anchors"]` (start, stop), so that ranks share
+    the work and their losses add up. False: every rank computes the whole loss."""
+    output_inputs: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """For each output, the batch columns that only it needs. An output that needs no gradient (a frozen tower) is left out
+    of the second pass of `cached` by leaving out these columns."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The model, with its starting weights, on the current default device."""
+
+    @abstractmethod
+    def build_dataset(self, split: str) -> Dataset:
+        """Training samples of a split."""
+
+    def evaluation_sets(self, split: str) -> list[Dataset]:
+        """What `evaluate` runs through the model, one after the other; each sample is counted once."""
+        return [self.build_dataset(split)]
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        """What a summed loss is normalised by: samples, or tokens."""
+        return torch.tensor(float(len(batch["sample_id"])))
+
+    def add_to_batch(self, batch: Batch) -> Batch:
+        """Adds frozen inputs, such as teacher features, on the device, before the model sees the batch."""
+        return batch
+
+    @abstractmethod
+    def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
+        """Named terms, already weighted; their sum is minimised. A pure function."""
+
+    @abstractmethod
+    def predictions(self, outputs: Batch, batch: Batch) -> Batch:
+        """Rows to keep for `scores`, one for each row of the batch."""
+
+    @abstractmethod
+    def scores(self, predictions: dict[str, Tensor], split: str) -> dict[str, float]:
+        """Scores to maximise, over the whole split."""
+
+    def train_metrics(self, outputs: Batch) -> dict[str, Any]:
+        """Further values to log from one step's outputs, such as the temperature."""
+        return {}
+
+    def export(self, model: nn.Module, folder: str) -> None:
+        """Writes a Hugging Face folder that `from_pretrained` loads."""
+        raise TypeError(f"{type(self).__name__} does not say how to export its model.")
