@@ -142,8 +142,9 @@ class Tower(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     layers: str | list[str]
-    """A named layer list, or regular expressions over parameter names, from input to output. Each `(\\d+)` makes one
-    layer for every number it meets. The first tower and pattern that match a parameter own it."""
+    """A named layer list (convnext, bert, ...), or a list of regular expressions over parameter names, from input to
+    output; a named list may be one of its entries. Each `(\\d+)` makes one layer for every number it meets. The first
+    tower and pattern that match a parameter own it."""
     lr: Annotated[float, Field(ge=0)]
     """Learning rate of the last layer. 0 freezes the tower."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0

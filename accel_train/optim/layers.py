@@ -1,0 +1,61 @@
+"""Layer lists by name: where the layers of a known backbone are, so that `layers: convnext` needs no patterns.
+
+Each list runs from input to output, in the notation of `Tower.layers`. A part that a model lacks (a pooler, a
+classifier) is passed over, so one list serves the bare backbone, the backbone inside our models and the classifier.
+Final norms and poolers learn with the last block, and ConvNeXt's downsampling with the block that follows it; its final
+norm and SigLIP's heads are a layer of their own. For ViT, ConvNeXt and ResNet these are timm's depths.
+"""
+
+_IMAGE = r"^(?:vision_model\.)*"
+_TEXT = r"^(?:text_model\.)*"
+_CLASSIFIER = r"^classifier\."
+
+
+def _image_transformer(stem: str) -> tuple[str, ...]:
+    """CLIP's image tower under the names that CLIP, Chinese-CLIP and SigLIP share in transformers."""
+    return (
+        _IMAGE + rf"(?:{stem})",
+        _IMAGE + r"(?:encoder\.layers\.(\d+)\.|post_layernorm\.)",
+        _IMAGE + r"head\.",
+    )
+
+
+def _causal_text_transformer() -> tuple[str, ...]:
+    return (_TEXT + r"embeddings\.", _TEXT + r"(?:encoder\.layers\.(\d+)\.|final_layer_norm\.)", _TEXT + r"head\.")
+
+
+def _bert(prefix: str) -> tuple[str, ...]:
+    return (prefix + r"embeddings\.", prefix + r"(?:encoder\.layer\.(\d+)\.|pooler\.)")
+
+
+def _vit(prefix: str) -> tuple[str, ...]:
+    blocks = r"(?:(?:layers|encoder\.layer)\.(\d+)\.|layernorm\.|pooler\.)"
+    return (prefix + r"embeddings\.", prefix + blocks, _CLASSIFIER)
+
+
+LAYER_LISTS: dict[str, tuple[str, ...]] = {
+    "clip_image": _image_transformer(r"embeddings\.|pre_layrnorm\."),
+    "clip_text": _causal_text_transformer(),
+    "chinese_clip_image": _image_transformer(r"embeddings\.|pre_layrnorm\."),
+    "chinese_clip_text": _bert(_TEXT),
+    "siglip_image": _image_transformer(r"embeddings\."),
+    "siglip_text": _causal_text_transformer(),
+    "bert": (*_bert(r"^(?:text_model\.|bert\.)*"), _CLASSIFIER),
+    "vit": _vit(r"^(?:vision_model\.|vit\.)*"),
+    "dinov2": _vit(r"^(?:vision_model\.|dinov2\.)*"),
+    "convnext": (
+        r"^(?:vision_model\.|convnext\.)*embeddings\.",
+        r"^(?:vision_model\.|convnext\.)*encoder\.stages\.(\d+)\.(?:downsampling_layer\.|layers\.(\d+)\.)",
+        r"^(?:(?:vision_model\.|convnext\.)*layernorm\.|classifier\.)",
+    ),
+    "resnet": (
+        r"^(?:vision_model\.|resnet\.)*embedder\.",
+        r"^(?:vision_model\.|resnet\.)*encoder\.stages\.(\d+)\.layers\.(\d+)\.",
+        _CLASSIFIER,
+    ),
+    "llama": (
+        r"^(?:model\.)?embed_tokens\.",
+        r"^(?:model\.)?(?:layers\.(\d+)\.|norm\.)",
+        r"^(?:score|lm_head)\.",
+    ),
+}

@@ -1,0 +1,138 @@
+"""Which learning rate, weight decay and clipping each parameter gets.
+
+Plan before the engine prepares the model: names are then the model's own, and shapes are whole (ZeRO-3 empties them).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from accel_train.config.schema import OptimizerSection, Tower
+from accel_train.errors import UserError
+from accel_train.optim.towers import Place, assign
+from accel_train.optim.weight_decay import exempt_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class ParamGroup:
+    """Parameters that learn alike. `lr` is the base rate; the schedule multiplies it."""
+
+    name: str
+    """`image.03`, or `image` where all layers of the tower learn at one rate. Where only some of its parameters are
+    exempt from weight decay, these are a group of their own, `image.03.no_decay`."""
+    tower: str
+    layer: int
+    """Number of the layer in its tower, 0 nearest the input; the last layer, where the group holds several."""
+    param_names: tuple[str, ...]
+    num_parameters: int
+    """Scalar weights, over all tensors of the group."""
+    lr: float
+    weight_decay: float
+    max_grad_norm: float | None
+    """The tower's own clipping: the norm is over all groups of the tower together."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """Every parameter of a model is in exactly one group or in `frozen`."""
+
+    groups: list[ParamGroup]
+    """In the order of the towers, from input to output. None is empty."""
+    frozen: tuple[str, ...]
+
+
+def plan_groups(model: nn.Module, config: OptimizerSection) -> GroupPlan:
+    """Groups for the parameters that train. Reads names, shapes and requires_grad, so the meta device will do.
+
+    Frozen are parameters that already need no gradient (a fixed temperature), towers with lr 0, and layers below
+    `train_last`. A tower without layer decay makes one group of all its layers, because ZeRO pays for each group.
+
+    Raises UserError where towers and parameters do not fit each other.
+    """
+    parameters = list(model.named_parameters())
+    _refuse_emptied(parameters)
+    fixed = {name for name, parameter in parameters if not parameter.requires_grad}
+    places = assign([name for name, _ in parameters], config.towers, optional=fixed)
+    num_layers = [
+        1 + max((place.layer for place in places.values() if place.tower == index), default=-1)
+        for index in range(len(config.towers))
+    ]
+    _refuse_train_last(config.towers, num_layers)
+    exempt = exempt_parameters(parameters, config)
+
+    frozen: list[str] = []
+    members: dict[tuple[int, int, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in parameters:
+        if name in fixed or not _trains(places[name], config.towers, num_layers):
+            frozen.append(name)
+            continue
+        tower = config.towers[places[name].tower]
+        decays = name not in exempt or _weight_decay(tower, config) == 0
+        layer = places[name].layer if tower.layer_decay < 1 else num_layers[places[name].tower] - 1
+        members.setdefault((places[name].tower, layer, not decays), []).append((name, parameter))
+    if not members:
+        raise UserError(
+            "optimizer.towers: all parameters are frozen, so nothing would train. Give a tower an lr above 0."
+        )
+    groups = []
+    for index, layer, spared in sorted(members):
+        tower = config.towers[index]
+        group_name = f"{tower.name}.{layer:02d}" if tower.layer_decay < 1 else tower.name
+        groups.append(
+            ParamGroup(
+                name=f"{group_name}.no_decay" if spared and (index, layer, False) in members else group_name,
+                tower=tower.name,
+                layer=layer,
+                param_names=tuple(name for name, _ in members[index, layer, spared]),
+                num_parameters=sum(parameter.numel() for _, parameter in members[index, layer, spared]),
+                lr=tower.lr * tower.layer_decay ** (num_layers[index] - 1 - layer),
+                weight_decay=0.0 if spared else _weight_decay(tower, config),
+                max_grad_norm=tower.max_grad_norm,
+            )
+        )
+    return GroupPlan(groups, tuple(frozen))
+
+
+def freeze(model: nn.Module, plan: GroupPlan) -> None:
+    """Sets requires_grad as planned. Call it before the engine prepares the model: later changes go wrong unseen."""
+    frozen = set(plan.frozen)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Train mode, except for modules whose parameters are all frozen: these stay in eval mode with all they contain.
+
+    So a frozen layer's dropout is off and its BatchNorm keeps its statistics, as it was when the layer was trained.
+    """
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def _weight_decay(tower: Tower, config: OptimizerSection) -> float:
+    return config.weight_decay if tower.weight_decay is None else tower.weight_decay
+
+
+def _trains(place: Place, towers: Sequence[Tower], num_layers: list[int]) -> bool:
+    tower = towers[place.tower]
+    first = 0 if tower.train_last is None else num_layers[place.tower] - tower.train_last
+    return tower.lr > 0 and place.layer >= first
+
+
+def _refuse_train_last(towers: Sequence[Tower], num_layers: list[int]) -> None:
+    for tower, count in zip(towers, num_layers, strict=True):
+        if tower.train_last is not None and tower.train_last > count:
+            raise UserError(
+                f"optimizer.towers.{tower.name}.train_last is {tower.train_last}, but the tower has {count} layers. "
+                f"Use at most {count}, or leave it out to train them all."
+            )
+
+
+def _refuse_emptied(parameters: list[tuple[str, nn.Parameter]]) -> None:
+    for name, parameter in parameters:
+        if parameter.numel() == 0:
+            raise ValueError(f"'{name}' is empty: plan the groups before an engine shards the weights.")
