@@ -1,0 +1,80 @@
+"""Chooses the engine and builds Accelerate for it."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
+
+from accel_train.config.schema import RunConfig
+from accel_train.engine.engine import Engine
+from accel_train.engine.fsdp import FullyShardedDataParallel2
+from accel_train.engine.launch import Launch, ensure_rendezvous, read_launch
+from accel_train.engine.plain import DataParallel
+from accel_train.engine.zero import Zero, zero_plugin
+from accel_train.errors import UserError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def build_engine(config: RunConfig) -> Engine:
+    """The engine of the configuration or the launcher, on CUDA if there is any, else on the CPU. Raises UserError."""
+    launch = read_launch(config)
+    on_cuda = torch.cuda.is_available()
+    _set_threads(config, launch)
+    # Accelerate reads these by itself; the engine is decided above, once.
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION"):
+        os.environ.pop(name, None)
+    if on_cuda:
+        torch.cuda.set_device(launch.local_rank)
+    elif launch.engine.startswith("zero"):
+        # This would make Accelerate drop DeepSpeed without a word.
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+    if launch.engine != "ddp":
+        ensure_rendezvous(launch)
+    if not on_cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    backend = "nccl" if on_cuda else "gloo"
+    if launch.engine == "fsdp2" and not dist.is_initialized():
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+
+    plugin = zero_plugin(launch, config.data.micro_batch_size) if launch.engine.startswith("zero") else None
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    if launch.world_size > 1 or plugin is not None:
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=COLLECTIVE_TIMEOUT))
+    accelerator = Accelerator(
+        cpu=None if on_cuda or plugin else True,
+        mixed_precision="no",
+        deepspeed_plugin=plugin,
+        log_with=_trackers(config.log.trackers),
+        project_dir=config.run_dir,
+        kwargs_handlers=handlers,
+    )
+    engine_class = {"ddp": DataParallel, "fsdp2": FullyShardedDataParallel2}.get(launch.engine, Zero)
+    return engine_class(launch, accelerator)
+
+
+def _trackers(names: list[str]) -> list[str]:
+    from accelerate.tracking import filter_trackers, get_available_trackers
+
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            raise UserError(
+                f"log.trackers: {name!r} is not installed or not known; installed here: {sorted(available) or 'none'}. "
+                f"Install it (pip install accel_train[{name}]) or take it out."
+            )
+    return filter_trackers(names, ".") if names else []
+
+
+def _set_threads(config: RunConfig, launch: Launch) -> None:
+    if config.compute.num_threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(config.compute.num_threads)
+        torch.set_num_threads(config.compute.num_threads)
+    elif launch.world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", launch.world_size))
+        threads = max(1, (os.cpu_count() or 1) // local)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)

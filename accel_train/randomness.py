@@ -1,0 +1,48 @@
+"""Random draws of the forward pass as functions of what is computed, so that no generator state is ever saved."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accel_train.models.dropout import per_sample_masks
+
+_MASK = (1 << 64) - 1
+
+
+def mixed(*numbers: int) -> int:
+    """A 64-bit hash of a tuple of integers, by the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def seed_everything(key: int) -> None:
+    """Python, NumPy, torch on the CPU and on every device."""
+    random.seed(key)
+    np.random.seed(key % 2**32)
+    torch.manual_seed(key % 2**63)
+
+
+@contextmanager
+def forward_randomness(
+    *, seed: int, step: int, position: int, sample_ids: Tensor, per_sample: bool
+) -> Iterator[None]:
+    """Makes dropout inside a function of its arguments: enter it again to draw the same masks.
+
+    `position` is the place of the micro-batch's first row in the global batch, so at a fixed micro-batch size the draws
+    don't depend on how micro-batches are dealt to ranks. With `per_sample` every row draws by its sample id alone.
+    """
+    seed_everything(mixed(seed, step, position))
+    if per_sample:
+        with per_sample_masks(sample_ids, mixed(seed, step)):
+            yield
+    else:
+        yield

@@ -1,0 +1,137 @@
+"""The gradients of one global batch from its micro-batches: exact however the batch is split.
+
+`summed` is for losses that add up over samples or tokens, `cached` for losses that compare all samples with each other.
+Both leave the gradient of the loss of the whole global batch in the engine and return that loss.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from accel_train.engine.engine import Engine
+from accel_train.tasks.task import Batch, Task
+
+Draw = Callable[[int], AbstractContextManager[None]]
+"""Puts randomness under the control of micro-batch j; entered again, it repeats the same draws."""
+
+
+@dataclass(slots=True)
+class StepLosses:
+    """What one step's forward passes gave. `losses` are of the whole global batch and the same on every rank."""
+
+    losses: dict[str, Tensor]
+    outputs: Batch
+    """For `cached`: the outputs of the global batch. For `summed`: of this rank's last micro-batch."""
+
+
+def forward_backward(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], draw: Draw) -> StepLosses:
+    """`counts` holds each rank's number of rows in this global batch, rank 0 first."""
+    if task.compares_whole_batch:
+        return cached(engine, task, micro_batches, counts, draw)
+    return summed(engine, task, micro_batches, draw)
+
+
+def summed(engine: Engine, task: Task, micro_batches: list[Batch], draw: Draw) -> StepLosses:
+    """Each micro-batch's mean loss, weighted by its share of the targets of the global batch."""
+    targets = torch.stack([task.num_targets(batch) for batch in micro_batches]).to(engine.device, torch.float64)
+    total = engine.sum_(targets.sum())
+    shares = (targets / total).float()
+    logged: dict[str, Tensor] = {}
+    outputs: Batch = {}
+    for j, batch in enumerate(micro_batches):
+        engine.set_sync(last=j == len(micro_batches) - 1)
+        with draw(j):
+            outputs = engine.model(batch)
+            losses = task.losses(outputs, batch)
+            engine.backward(_sum(losses) * shares[j])
+        for name, value in losses.items():
+            logged[name] = logged.get(name, 0) + value.detach() * shares[j]
+    return StepLosses({name: engine.sum_(value) for name, value in logged.items()}, outputs)
+
+
+def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], draw: Draw) -> StepLosses:
+    """Gradient caching (Gao et al., 2021, arXiv:2101.06983), made exact over ranks.
+
+    Encode every micro-batch, keeping the graph of the last one alone; gather the outputs of all ranks; take the loss and its
+    gradient with respect to the outputs once; then push that gradient through each micro-batch's graph, encoding again
+    under the same random draws where the graph was not kept. One micro-batch needs no second pass at all.
+    """
+    num, mine = len(micro_batches), slice(sum(counts[: engine.rank]), sum(counts[: engine.rank + 1]))
+    pieces: list[Batch] = []
+    for j, batch in enumerate(micro_batches):
+        engine.set_sync(last=num == 1)
+        with draw(j), torch.set_grad_enabled(j == num - 1):
+            pieces.append(engine.model(batch))
+    kept = pieces[-1]
+    learnt = [name for name, value in kept.items() if value.requires_grad]
+
+    gathered = _gather(engine, task, pieces, counts)
+    leaves = {name: value.requires_grad_(name in learnt) for name, value in gathered.items()}
+    losses = task.losses(leaves, _loss_batch(engine, task, micro_batches, counts, mine))
+    found = torch.autograd.grad(_sum(losses), [leaves[name] for name in learnt])
+    gradients = dict(zip(learnt, found, strict=True))
+    losses = {name: value.detach() for name, value in losses.items()}
+    if task.splits_loss:
+        _sum_over_ranks(engine, [*gradients.values(), *losses.values()])
+
+    # The kept graph goes first: the engines allow no other forward pass between a graph and its backward.
+    ends = torch.tensor([len(batch["sample_id"]) for batch in micro_batches]).cumsum(0).tolist()
+    for turn, j in enumerate([num - 1, *range(num - 1)]):
+        rows = slice(mine.start + (ends[j - 1] if j else 0), mine.start + ends[j])
+        if turn:
+            engine.set_sync(last=turn == num - 1)
+        with draw(j):
+            outputs = engine.model(_inputs_of(task, micro_batches[j], learnt, kept)) if turn else kept
+            engine.backward(_surrogate(task, outputs, gradients, rows, engine.world_size * num))
+    return StepLosses(losses, {name: value.detach() for name, value in leaves.items()})
+
+
+def _surrogate(task: Task, outputs: Batch, gradients: Batch, rows: slice, num_passes: int) -> Tensor:
+    """A scalar whose gradient is the loss's; every pass carries an equal part of the shared outputs' gradient."""
+    terms = [
+        (outputs[name] * gradient).sum() / num_passes
+        if name in task.shared_outputs
+        else (outputs[name] * gradient[rows]).sum()
+        for name, gradient in gradients.items()
+    ]
+    return torch.stack(terms).sum()
+
+
+def _gather(engine: Engine, task: Task, pieces: list[Batch], counts: list[int]) -> Batch:
+    return {
+        name: value.detach().clone()
+        if name in task.shared_outputs
+        else engine.gather_rows(torch.cat([piece[name].detach() for piece in pieces]), counts)
+        for name, value in pieces[-1].items()
+    }
+
+
+def _loss_batch(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], mine: slice) -> Batch:
+    """Columns the loss reads, of the global batch; `anchors` are the rows this rank accounts for."""
+    columns = {
+        name: engine.gather_rows(torch.cat([batch[name] for batch in micro_batches]), counts) for name in task.loss_columns
+    }
+    if task.splits_loss:
+        columns["anchors"] = torch.tensor([mine.start, mine.stop])
+    return columns
+
+
+def _inputs_of(task: Task, batch: Batch, learnt: list[str], outputs: Batch) -> Batch:
+    """The batch without what only frozen towers read: their outputs need no gradient, so no second pass."""
+    unneeded = {column for name, columns in task.output_inputs.items() if name in outputs and name not in learnt for column in columns}
+    return {name: column for name, column in batch.items() if name not in unneeded}
+
+
+def _sum_over_ranks(engine: Engine, values: list[Tensor]) -> None:
+    """Sums tensors over ranks in place, in one reduction."""
+    flat = torch.cat([value.reshape(-1) for value in values])
+    engine.sum_(flat)
+    for value, total in zip(values, flat.split([value.numel() for value in values]), strict=True):
+        value.copy_(total.view_as(value))
+
+
+def _sum(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
