@@ -1,0 +1,107 @@
+"""What all contrastive models share: pixels in, unit features and a clamped logit_scale out."""
+
+import math
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from accel_train.config.schema import RunConfig
+
+DEFAULT_TEMPERATURE = 0.07
+DEFAULT_LOGIT_BIAS = -10.0
+"""Start values for random weights (Radford et al. 2021; Zhai et al. 2023)."""
+
+
+class ContrastiveModel(nn.Module):
+    """Two towers whose features are compared by cosine. `set_up` completes it after the weights are there.
+
+    logit_scale holds the log of the inverse temperature and has shape (1,), because ZeRO and FSDP2 refuse 0-d parameters.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    logit_scale: Tensor
+    max_logit_scale: float | None
+    has_bias: bool
+
+    @abstractmethod
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, S, S) normalised pixels to (n, D) features of any length."""
+
+    @abstractmethod
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(n, L) token ids and their mask to (n, D) features of any length."""
+
+    def set_up(self, config: RunConfig, *, random_weights: bool) -> None:
+        """Adds what the run's configuration says beside the architecture: pixel statistics, temperature, bias."""
+        data, model = config.data, config.model
+        for name, values in (("pixel_mean", data.image_mean), ("pixel_std", data.image_std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.max_logit_scale = model.max_logit_scale
+        self.has_bias = config.loss.name == "sigmoid"
+
+        held = dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
+        scale, bias = held.get("logit_scale"), held.get("logit_bias")
+        temperature = model.temperature
+        if temperature is None and (random_weights or scale is None):
+            temperature = DEFAULT_TEMPERATURE
+        if temperature is not None:
+            scale = torch.tensor([math.log(1 / temperature)])
+        assert scale is not None
+        _set_scalar(self, "logit_scale", scale, learn=model.learn_temperature)
+        if self.has_bias or bias is not None:
+            if bias is None or random_weights:
+                bias = torch.tensor([DEFAULT_LOGIT_BIAS])
+            # A bias shared by all pairs cancels in a softmax: under InfoNCE it would be a parameter without a gradient.
+            _set_scalar(self, "logit_bias", bias, learn=model.learn_temperature and self.has_bias)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Features of the towers whose inputs are in the batch, L2-normalised in fp32, with logit_scale (and logit_bias).
+
+        pixel_values: (n, 3, S, S), uint8 as loaded, or floats that are normalised already. input_ids, attention_mask:
+        (n, L). Returns image_features (n, D), text_features (n, D), logit_scale (1,), logit_bias (1,) if it is used.
+        """
+        outputs = {}
+        if "pixel_values" in batch:
+            outputs["image_features"] = _unit_length(self.encode_images(self._normalised(batch["pixel_values"])))
+        if "input_ids" in batch:
+            features = self.encode_texts(batch["input_ids"], batch["attention_mask"])
+            outputs["text_features"] = _unit_length(features)
+        outputs["logit_scale"] = clamped_exp(self.logit_scale, self.max_logit_scale)
+        if self.has_bias:
+            # A copy: ZeRO-3 frees the parameter's own memory when forward returns.
+            outputs["logit_bias"] = self.logit_bias.clone()
+        return outputs
+
+    def _normalised(self, pixel_values: Tensor) -> Tensor:
+        if pixel_values.is_floating_point():
+            return pixel_values
+        return (pixel_values.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
+
+
+def clamped_exp(log_scale: Tensor, largest: float | None) -> Tensor:
+    """exp(log_scale), at most `largest`; the gradient is that of exp at the clamped value, never 0.
+
+    Clamping here and not in the optimizer's copy holds under every engine; letting the gradient through lets the
+    parameter come back from beyond the limit.
+    """
+    if largest is not None:
+        log_scale = log_scale + (log_scale.clamp(max=math.log(largest)) - log_scale).detach()
+    return log_scale.exp()
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def _set_scalar(model: nn.Module, name: str, value: Tensor, *, learn: bool) -> None:
+    """A parameter of shape (1,), or a buffer where it isn't learnt: engines and optimizers then never see it."""
+    if name in dict(model.named_parameters(recurse=False)) or name in dict(model.named_buffers(recurse=False)):
+        delattr(model, name)
+    value = value.detach().to(torch.float32).reshape(1).clone()
+    if learn:
+        model.register_parameter(name, nn.Parameter(value))
+    else:
+        model.register_buffer(name, value)

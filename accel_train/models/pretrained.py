@@ -1,0 +1,74 @@
+"""Reading weights from a Hugging Face folder, on this machine alone and without a silent gap."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PretrainedConfig
+
+from accel_train.errors import UserError
+
+TASK_HEADS = ("cls.", "classifier.", "lm_head.", "qa_outputs.", "discriminator_predictions.")
+"""Parts of a checkpoint that belong to another task and that a backbone rightly leaves."""
+
+
+def read_architecture(folder: str, where: str) -> dict[str, Any]:
+    """config.json of a folder with weights, or a UserError that says what is missing. `where` is the key path."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{where}: {folder} is not a folder. It must be one that save_pretrained wrote.")
+    if not (path / "config.json").is_file():
+        raise UserError(f"{where}: {folder} has no config.json. It must be a complete Hugging Face folder.")
+    if not list(path.glob("*.safetensors")):
+        raise UserError(f"{where}: {folder} has no .safetensors file. Pickled weights aren't read; convert them first.")
+    try:
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{where}: {folder}/config.json is not valid JSON: {error}") from error
+    if not isinstance(found, dict) or "model_type" not in found:
+        raise UserError(f"{where}: {folder}/config.json names no model_type.")
+    return found
+
+
+def building_on_meta() -> bool:
+    """True inside `torch.device("meta")`, where a model has shapes and no values and reads no weights."""
+    return torch.get_default_device().type == "meta"
+
+
+def load_model(
+    model_class: Any,
+    folder: str,
+    config: PretrainedConfig,
+    where: str,
+    *,
+    ignore: tuple[str, ...] = (),
+    **options: Any,
+) -> nn.Module:
+    """The model in fp32 with all its weights from the folder. Names that start as in `ignore` may lack or be left over.
+
+    Raises UserError for weights that are missing, left over, of another shape, or can't be read.
+    """
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(f"{where}: {folder} can't be loaded. {error}") from error
+    faults = []
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(key if isinstance(key, str) else key[0] for key in report[kind])
+        names = [name for name in names if not name.startswith(ignore) and not name.endswith("position_ids")]
+        if names:
+            faults.append(f"{kind.removesuffix('_keys')}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
+    if faults:
+        raise UserError(f"{where}: the weights in {folder} don't fit {type(model).__name__}. {'; '.join(faults)}.")
+    return model
