@@ -16,7 +16,9 @@ INTERVAL = re.compile(r"^([1-9]\d*) (step|epoch)s?$")
 class Section(BaseModel):
     """A mapping in the configuration file: immutable, strict about types, closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Interval = Annotated[str, Field(pattern=INTERVAL.pattern, examples=["500 steps", "1 epoch"])]
@@ -103,12 +105,17 @@ class DataSection(Section):
     """A folder with a tokenizer, or a WordPiece vocabulary file. `dataset:tokenizer` is the one `import` built."""
     max_text_length: Annotated[int, Field(ge=4)] = 52
     """Tokens a caption is cut or padded to, special tokens included."""
+    text_cleaning: Literal["none", "chinese_clip"] = "none"
+    """`chinese_clip` lower-cases captions and straightens curly double quotes before tokenising, as the original trainer
+    did for the published weights."""
     image_size: Annotated[int, Field(ge=8)] = 224
     """Height and width in pixels."""
     resize: Literal["squash", "crop"] = "squash"
     """`squash` scales both sides to image_size; `crop` scales the short side and takes the centre."""
     image_mean: list[float] = Field([0.48145466, 0.4578275, 0.40821073], min_length=3, max_length=3)
-    image_std: list[Annotated[float, Field(gt=0)]] = Field([0.26862954, 0.26130258, 0.27577711], min_length=3, max_length=3)
+    image_std: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.26862954, 0.26130258, 0.27577711], min_length=3, max_length=3
+    )
     global_batch_size: Annotated[int, Field(ge=1)]
     """Samples in one optimizer step, over all ranks and micro-batches."""
     micro_batch_size: Annotated[int, Field(ge=1)]

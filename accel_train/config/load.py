@@ -1,0 +1,79 @@
+"""From a YAML file and overrides to a checked configuration, and back. All mistakes are reported at once."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from accel_train.config.explain import explain
+from accel_train.config.overrides import apply_overrides
+from accel_train.config.rules import check_rules
+from accel_train.config.schema import RunConfig
+from accel_train.config.yaml_text import read_yaml, write_yaml
+from accel_train.errors import UserError
+
+ABSENT = "(absent)"
+"""Stands in `config_changes` for a key that only one of the two configurations has."""
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Reads a configuration file and applies `section.key=value` overrides.
+
+    Raises UserError with one line for each mistake: of the file, of an override, of a value's type or range, or, once
+    those are right, of keys that contradict each other.
+    """
+    values = _read_mapping(Path(path))
+    problems = apply_overrides(values, list(overrides))
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems += explain(error.errors(include_url=False), values)
+    else:
+        problems += check_rules(config)
+    if problems:
+        count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
+        raise UserError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
+    return config
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        values = read_yaml(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}. Give the path of a configuration file.") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: line {line} is not UTF-8. Save the file as UTF-8.") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if values is None:
+        raise UserError(f"{path}: the file is empty. It must hold the sections of a configuration; see configs/.")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: found a {type(values).__name__}; a configuration is a mapping of `key: value` lines.")
+    return values
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML with every key, defaults included. `load_config` of it gives an equal configuration."""
+    return write_yaml(config.model_dump())
+
+
+def config_changes(old: RunConfig | dict[str, Any], new: RunConfig | dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(path, old value, new value) of every key that differs, in order. Towers are told apart by name."""
+    before, after = _leaves(_plain(old)), _leaves(_plain(new))
+    paths = dict.fromkeys([*before, *after])
+    pairs = [(path, before.get(path, ABSENT), after.get(path, ABSENT)) for path in paths]
+    return [(path, was, now) for path, was, now in pairs if was != now]
+
+
+def _plain(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
+    return config.model_dump() if isinstance(config, RunConfig) else config
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value. Lists of sections are opened, lists of plain values are values."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        value = {item.get("name", index): item for index, item in enumerate(value)}
+    if not isinstance(value, dict) or not value:
+        return {prefix.removesuffix("."): value}
+    return {path: leaf for key, inner in value.items() for path, leaf in _leaves(inner, f"{prefix}{key}.").items()}

@@ -1,0 +1,215 @@
+"""Rules that join several keys. A value that would be ignored or contradicted is an error, never a silent choice.
+
+A key that only some choices use may stand there with its default value, as it does in a configuration written back by
+`dump_config`; any other value beside another choice is an error.
+"""
+
+import re
+from collections.abc import Iterator
+
+from accel_train.config.schema import (
+    Augmentation,
+    Backbone,
+    ClipModelSection,
+    DataSection,
+    DualEncoderSection,
+    EvaluationSection,
+    OptimizerSection,
+    RunConfig,
+    ScheduleSection,
+    Section,
+)
+from accel_train.errors import UserError
+
+
+def check_rules(config: RunConfig) -> list[str]:
+    """One line for each contradiction, naming the keys, their values, and what to change."""
+    return [
+        *_length(config),
+        *_model(config.model),
+        *_data(config.data),
+        *_augmentation(config.data.augmentation),
+        *_optimizer(config.optimizer),
+        *_schedule(config),
+        *_evaluation(config.evaluation, config.data),
+        *_engine(config),
+    ]
+
+
+def _changed(section: Section, *keys: str) -> list[str]:
+    """The keys whose value is not their default."""
+    fields = type(section).model_fields
+    return [key for key in keys if getattr(section, key) != fields[key].default]
+
+
+def _exactly_one(where: str, section: Section, first: str, second: str) -> Iterator[str]:
+    given = [key for key in (first, second) if getattr(section, key) is not None]
+    if len(given) == 2:
+        values = f"{first} is {getattr(section, first)!r} and {second} is {getattr(section, second)!r}"
+        yield f"{where}{first}: {values}; give exactly one of them and set the other to null."
+    elif not given:
+        yield f"{where}{first}: neither {first} nor {second} is given; give exactly one of them."
+
+
+def _length(config: RunConfig) -> Iterator[str]:
+    yield from _exactly_one("", config, "max_steps", "num_epochs")
+    if not config.run_dir.strip():
+        yield f"run_dir: found {config.run_dir!r}; it must name a folder."
+    if config.task != "contrastive" and not re.fullmatch(r"[\w.]+:\w+", config.task):
+        yield f"task: found {config.task!r}; it must be contrastive, or a class as package.module:Class."
+
+
+def _model(model: ClipModelSection | DualEncoderSection) -> Iterator[str]:
+    if isinstance(model, ClipModelSection):
+        yield from _weights("model.", model, "size")
+    else:
+        yield from _weights("model.image.", model.image, "architecture")
+        yield from _weights("model.text.", model.text, "architecture")
+    if model.temperature and model.max_logit_scale and 1 / model.temperature > model.max_logit_scale * (1 + 1e-6):
+        yield (
+            f"model.temperature: {model.temperature:g} starts logit_scale at {1 / model.temperature:g}, above "
+            f"model.max_logit_scale ({model.max_logit_scale:g}). Raise one of the two."
+        )
+
+
+def _weights(where: str, section: ClipModelSection | Backbone, from_scratch: str) -> Iterator[str]:
+    yield from _exactly_one(where, section, "pretrained", from_scratch)
+    if section.config and section.pretrained is not None:
+        yield (
+            f"{where}config: {section.config!r} would be ignored beside {where}pretrained ({section.pretrained!r}), "
+            f"whose folder holds its own. Take it out, or use {from_scratch}."
+        )
+
+
+def _data(data: DataSection) -> Iterator[str]:
+    if data.micro_batch_size > data.global_batch_size:
+        yield (
+            f"data.micro_batch_size: {data.micro_batch_size} is more than data.global_batch_size "
+            f"({data.global_batch_size}); a micro-batch is a part of the global batch. Set it to at most that."
+        )
+    for key in ("path", "train_split", "tokenizer"):
+        if not getattr(data, key).strip():
+            yield f"data.{key}: found {getattr(data, key)!r}; it must not be empty."
+
+
+def _augmentation(augmentation: Augmentation) -> Iterator[str]:
+    where = "data.augmentation."
+    scale, aspect = augmentation.crop_scale, augmentation.crop_aspect
+    if scale is not None and not 0 < scale[0] <= scale[1]:
+        yield f"{where}crop_scale: found {scale}; it must be [smallest, largest] with 0 < smallest <= largest <= 1."
+    if aspect[0] > aspect[1]:
+        yield f"{where}crop_aspect: found {aspect}; it must be [smallest, largest]."
+    if scale is None and _changed(augmentation, "crop_aspect"):
+        yield f"{where}crop_aspect: {aspect} would be ignored, since {where}crop_scale is null and nothing is cropped."
+
+
+def _optimizer(optimizer: OptimizerSection) -> Iterator[str]:
+    unused = {"adamw": ["momentum"], "adam": ["momentum"], "lion": ["momentum", "eps"], "sgd": ["betas", "eps"]}
+    for key in _changed(optimizer, *unused[optimizer.name]):
+        value = getattr(optimizer, key)
+        yield f"optimizer.{key}: {value} would be ignored, since optimizer.name is {optimizer.name}. Take it out."
+    names = [tower.name for tower in optimizer.towers]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"optimizer.towers: {names.count(name)} towers are named {name!r}; names must differ."
+    if all(tower.lr == 0 for tower in optimizer.towers):
+        yield "optimizer.towers: every tower has lr 0, so nothing would be trained. Give at least one a learning rate."
+    for tower in optimizer.towers:
+        if tower.lr == 0 and tower.train_last is not None:
+            yield (
+                f"optimizer.towers.{tower.name}.train_last: {tower.train_last} contradicts lr 0, which freezes the "
+                "whole tower. Set train_last to null or give a learning rate."
+            )
+        patterns = [tower.layers] if isinstance(tower.layers, str) else tower.layers
+        if not patterns:
+            yield f"optimizer.towers.{tower.name}.layers: found []; give a named layer list or at least one pattern."
+        yield from _patterns(f"optimizer.towers.{tower.name}.layers", patterns)
+    yield from _patterns("optimizer.no_decay_layers", optimizer.no_decay_layers)
+
+
+def _patterns(where: str, patterns: list[str]) -> Iterator[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            yield f"{where}: found {pattern!r}; it must be a regular expression, but {error}."
+
+
+def _schedule(config: RunConfig) -> Iterator[str]:
+    schedule = config.schedule
+    if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
+        yield (
+            f"schedule.warmup_steps: warmup_steps is {schedule.warmup_steps} and schedule.warmup_ratio is "
+            f"{schedule.warmup_ratio:g}; give at most one of them and set the other to null."
+        )
+    if config.max_steps is not None and (schedule.warmup_steps or 0) > config.max_steps:
+        yield (
+            f"schedule.warmup_steps: {schedule.warmup_steps} is more than max_steps ({config.max_steps}), so the "
+            "learning rate would never be reached. Lower it, or set warmup_ratio instead."
+        )
+    if schedule.name == "constant" and schedule.min_lr_ratio != 0:
+        yield f"schedule.min_lr_ratio: {schedule.min_lr_ratio:g} would be ignored, since schedule.name is constant."
+    for name, keys in (("step", ["step_every", "step_factor"]), ("cyclic", ["cycle_length"])):
+        yield from _only_with(schedule, name, keys)
+
+
+def _only_with(schedule: ScheduleSection, name: str, keys: list[str]) -> Iterator[str]:
+    for key in keys:
+        value = getattr(schedule, key)
+        if schedule.name == name and value is None:
+            yield f"schedule.{key}: missing, but schedule.name is {name}, which needs it."
+        elif schedule.name != name and value is not None:
+            yield f"schedule.{key}: {value!r} would be ignored, since schedule.name is {schedule.name}, not {name}."
+
+
+def _evaluation(evaluation: EvaluationSection, data: DataSection) -> Iterator[str]:
+    if data.valid_split is None:
+        for key in _changed(evaluation, "evaluate_every", "batch_size", "best_score", "early_stopping"):
+            value = getattr(evaluation, key)
+            yield f"evaluation.{key}: {value!r} would be ignored, since data.valid_split is null. Name a split there."
+    elif evaluation.early_stopping is not None and evaluation.evaluate_every is None:
+        yield (
+            "evaluation.early_stopping: it counts evaluations, but evaluation.evaluate_every is null. Give an "
+            "interval, for example '1 epoch'."
+        )
+
+
+def _engine(config: RunConfig) -> Iterator[str]:
+    if config.zero.offload_optimizer and config.engine in ("ddp", "fsdp2"):
+        yield f"zero.offload_optimizer: true would be ignored by engine {config.engine}. Use zero1, zero2 or zero3."
+
+
+def num_micro_batches(config: RunConfig, world_size: int) -> int:
+    """Micro-batches of one rank in one step: global_batch_size / (micro_batch_size x ranks).
+
+    Raises UserError, with the sizes that would do, if that is not a whole number.
+    """
+    whole, micro = config.data.global_batch_size, config.data.micro_batch_size
+    at_once = micro * world_size
+    if whole % at_once == 0:
+        return whole // at_once
+    below, above = whole // at_once * at_once, -(-whole // at_once) * at_once
+    sizes = f"{below} or {above}" if below else f"{above}"
+    fitting = [size for size in range(1, micro) if whole % (size * world_size) == 0]
+    remedy = f", or set micro_batch_size={fitting[-1]}" if fitting else ""
+    raise UserError(
+        f"data.global_batch_size is {whole}, but micro_batch_size × ranks = {micro} × {world_size} = {at_once} "
+        f"does not divide it. Use {sizes}{remedy}."
+    )
+
+
+def check_last_batch(config: RunConfig, num_samples: int, world_size: int) -> None:
+    """Raises UserError if an epoch of `num_samples` has no step, or one with fewer samples than ranks."""
+    whole = config.data.global_batch_size
+    left_over = num_samples % whole
+    if config.data.last_batch == "drop":
+        if num_samples < whole:
+            raise UserError(
+                f"data.global_batch_size is {whole}, but the training split has {num_samples} samples: with last_batch "
+                "drop, an epoch has no step. Use a smaller batch, or last_batch: keep."
+            )
+    elif 0 < left_over < world_size:
+        raise UserError(
+            f"data.last_batch is keep, but an epoch of {num_samples} samples leaves {left_over} for the last "
+            f"batch after {num_samples // whole} of {whole}, fewer than the {world_size} ranks. Use last_batch: drop, "
+            "another global_batch_size, or fewer ranks."
+        )

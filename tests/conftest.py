@@ -1,0 +1,26 @@
+"""Marks by folder: tests/distributed starts several processes, tests/gpu needs a CUDA device."""
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder == "distributed":
+            item.add_marker(pytest.mark.distributed)
+            # Two of them at once would fight for the cores: under pytest-xdist one worker takes them all.
+            item.add_marker(pytest.mark.xdist_group("distributed"))
+        elif folder == "gpu":
+            item.add_marker(pytest.mark.gpu)
+            if not _has_cuda():
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
