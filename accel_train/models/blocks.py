@@ -27,7 +27,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     Blocks keep their identity, so parameter names don't change.
     """
     for _, block in repeated_blocks(model):
-        block.forward = functools.partial(_checkpointed, block.forward)  # type: ignore[method-assign]
+        block.forward = functools.partial(_checkpointed, block.forward)
 
 
 def _checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:

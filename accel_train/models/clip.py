@@ -3,6 +3,7 @@
 They are subclassed, not wrapped, so parameter names are those of transformers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -24,8 +25,11 @@ from accel_train.models.pretrained import building_on_meta, load_model, read_arc
 from accel_train.models.sizes import SIZES
 
 
-class ContrastiveChineseCLIP(ContrastiveModel, ChineseCLIPModel):  # type: ignore[misc]
-    """Text feature: the first token's, as the original."""
+class _TransformersModel(ContrastiveModel):
+    """The two calls that these models of transformers share. Since version 5 the calls return an output object."""
+
+    get_image_features: Callable[..., Any]
+    get_text_features: Callable[..., Any]
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         features: Tensor = self.get_image_features(pixel_values=pixel_values).pooler_output
@@ -36,28 +40,16 @@ class ContrastiveChineseCLIP(ContrastiveModel, ChineseCLIPModel):  # type: ignor
         return features
 
 
-class ContrastiveCLIP(ContrastiveModel, CLIPModel):  # type: ignore[misc]
+class ContrastiveChineseCLIP(_TransformersModel, ChineseCLIPModel):
+    """Text feature: the first token's, as in the original."""
+
+
+class ContrastiveCLIP(_TransformersModel, CLIPModel):
     """Text feature: that of the first end-of-text token."""
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        features: Tensor = self.get_image_features(pixel_values=pixel_values).pooler_output
-        return features
 
-    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        features: Tensor = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
-        return features
-
-
-class ContrastiveSiglip(ContrastiveModel, SiglipModel):  # type: ignore[misc]
-    """Text feature: that of the last position, padding or not. SigLIP was trained without an attention mask."""
-
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        features: Tensor = self.get_image_features(pixel_values=pixel_values).pooler_output
-        return features
-
-    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        features: Tensor = self.get_text_features(input_ids=input_ids).pooler_output
-        return features
+class ContrastiveSiglip(_TransformersModel, SiglipModel):
+    """Text feature: that of the last position, padding or not."""
 
 
 FAMILIES: dict[str, tuple[Any, Any, Any]] = {
@@ -71,7 +63,7 @@ FAMILIES: dict[str, tuple[Any, Any, Any]] = {
 def build_clip(config: RunConfig, section: ClipModelSection) -> ContrastiveModel:
     """A CLIP-like model from a folder or a named size; on the meta device without values."""
     ours, _, _ = FAMILIES[section.type]
-    options = {"attn_implementation": section.attention} if section.attention else {}
+    options: dict[str, Any] = {"attn_implementation": section.attention} if section.attention else {}
     if section.pretrained is None:
         architecture = _named_size(config, section)
     else:

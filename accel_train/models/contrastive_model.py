@@ -23,6 +23,7 @@ class ContrastiveModel(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     logit_scale: Tensor
+    logit_bias: Tensor
     max_logit_scale: float | None
     has_bias: bool
 

@@ -69,11 +69,11 @@ def install_per_sample_dropout(model: nn.Module) -> None:
         rates = {child: rate for child in module.children() if (rate := _drop_rate(child)) is not None}
         for child, rate in rates.items():
             whole_sample = not isinstance(child, nn.Dropout)
-            child.forward = _keyed_forward(child, rate, sites[child], calls, whole_sample)  # type: ignore[method-assign]
+            child.forward = _keyed_forward(child, rate, sites[child], calls, whole_sample)
         if rates:
             if "forward" in vars(module):
                 raise RuntimeError(f"{name}: install per-sample dropout before activation checkpointing.")
-            module.forward = _counting(module.forward, calls)  # type: ignore[method-assign]
+            module.forward = _counting(module.forward, calls)
 
 
 class _Calls:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from accel_train.config.schema import Backbone, DualEncoderSection, RunConfig
 from accel_train.errors import UserError
@@ -44,7 +44,9 @@ class TextPooling(nn.Module):
 class DualEncoder(ContrastiveModel):
     """Parameters: vision_model.*, text_model.* (the backbones' own names), text_pooling.*, *_projection, logit_scale."""
 
-    def __init__(self, vision_model: nn.Module, text_model: nn.Module, pooling: str, projection_dim: int) -> None:
+    def __init__(
+        self, vision_model: PreTrainedModel, text_model: PreTrainedModel, pooling: str, projection_dim: int
+    ) -> None:
         super().__init__()
         self.vision_model, self.text_model = vision_model, text_model
         image_width, text_width = (_width(backbone.config) for backbone in (vision_model, text_model))
@@ -96,7 +98,7 @@ def architecture_value(config: PretrainedConfig, name: str) -> Any:
 
 def _build_backbone(
     backbone: Backbone, where: str, needs: str, attention: str | None, image_size: int | None, *, keep_pooler: bool
-) -> nn.Module:
+) -> PreTrainedModel:
     if backbone.pretrained is None:
         config = _random_architecture(backbone, where, image_size)
     else:
@@ -109,7 +111,7 @@ def _build_backbone(
         _check_image_size(config, image_size, where)
     # Convolutional backbones have no attention and refuse the option.
     has_attention = "num_attention_heads" in config.to_dict()
-    options = {"attn_implementation": attention} if attention and has_attention else {}
+    options: dict[str, Any] = {"attn_implementation": attention} if attention and has_attention else {}
     if backbone.pretrained is None or building_on_meta():
         try:
             model = AutoModel.from_config(config, dtype=torch.float32, **options)
@@ -118,19 +120,19 @@ def _build_backbone(
     else:
         ignore = TASK_HEADS if keep_pooler else (*TASK_HEADS, "pooler.")
         model = load_model(AutoModel, backbone.pretrained, config, f"{where}.pretrained", ignore=ignore, **options)
-    return drop_unused(model, keep_pooler=keep_pooler)
+    drop_unused(model, keep_pooler=keep_pooler)
+    return model
 
 
-def drop_unused(model: nn.Module, *, keep_pooler: bool) -> nn.Module:
+def drop_unused(model: PreTrainedModel, *, keep_pooler: bool) -> None:
     """Removes parameters that the forward pass would never use: DDP and ZeRO need a gradient for every one."""
     pooler = dict(model.named_children()).get("pooler")
     if pooler is not None and not keep_pooler and list(pooler.parameters()):
         model.pooler = None
-    for name, module in list(model.named_modules()):
+    for module in list(model.modules()):
         if "mask_token" in dict(module.named_parameters(recurse=False)):
             module.mask_token = None
             model.config.use_mask_token = False
-    return model
 
 
 def _random_architecture(backbone: Backbone, where: str, image_size: int | None) -> PretrainedConfig:

@@ -1,0 +1,165 @@
+"""Folders that transformers loads, and weights from such folders into a model that exists already."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from accel_train.config.schema import DataSection, DualEncoderSection, RunConfig
+from accel_train.errors import UserError
+from accel_train.models.clip import FAMILIES
+from accel_train.models.contrastive_model import ContrastiveModel
+from accel_train.models.dual_encoder import DualEncoder
+from accel_train.models.pretrained import TASK_HEADS, load_model, read_architecture
+
+DUAL_ENCODER = "accel_train_dual_encoder"
+HEADS = "heads.safetensors"
+TOWERS = {"vision_model": "image", "text_model": "text"}
+"""Folder of each backbone in a dual encoder's export."""
+
+BICUBIC = 3
+"""Pillow's number for the filter of our transform."""
+
+IMAGE_PROCESSORS = {
+    "chinese_clip": "ChineseCLIPImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "dual_encoder": "CLIPImageProcessor",
+}
+
+
+def save_pretrained(model: ContrastiveModel, folder: str, config: RunConfig) -> None:
+    """Writes the model with its whole, unsharded weights.
+
+    CLIP-like models: what the plain class of transformers loads, logit_scale 0-d again. A logit_bias that the plain class
+    lacks is left out: it moves all similarities alike. Dual encoders: `image/` and `text/` for AutoModel, the heads in
+    heads.safetensors, and a config.json that says how they belong together. Both with an image processor's JSON.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, DualEncoder):
+        _save_dual_encoder(model, path, config)
+    else:
+        _save_plain(model, path, config.model.type)
+    processor = image_processor(config.data, IMAGE_PROCESSORS[config.model.type])
+    _write_json(path / "preprocessor_config.json", processor)
+
+
+def load_pretrained_weights(
+    model: ContrastiveModel, folder: str, config: RunConfig, where: str = "initialize_from"
+) -> None:
+    """Weights of a folder that `save_pretrained` (or transformers) wrote, into a model of the same architecture.
+
+    An explicit model.temperature of the run stays in force. `where` is the key that named the folder.
+    """
+    if isinstance(model, DualEncoder):
+        state = _read_dual_encoder(model, Path(folder), where)
+    else:
+        state = _read_plain(folder, config.model.type, where)
+    own = model.state_dict()
+    kept = {"logit_scale"} if config.model.temperature is not None else set()
+    kept |= {"logit_bias"} - state.keys()
+    state |= {name: own[name] for name in kept & own.keys()}
+    if "logit_bias" not in own:
+        state.pop("logit_bias", None)
+    state = {
+        name: value.reshape(1) if value.ndim == 0 and name.startswith("logit_") else value
+        for name, value in state.items()
+    }
+    faults = [f"missing {name}" for name in sorted(own.keys() - state.keys())]
+    faults += [f"unexpected {name}" for name in sorted(state.keys() - own.keys())]
+    faults += [
+        f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} here"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise UserError(f"{where}: the weights in {folder} don't fit the model: {'; '.join(faults[:8])}{more}.")
+    model.load_state_dict(state)
+
+
+def image_processor(data: DataSection, kind: str) -> dict[str, Any]:
+    """preprocessor_config.json for transformers: what our transform does to an image."""
+    size = data.image_size
+    square = {"height": size, "width": size}
+    cropping = data.resize == "crop"
+    return {
+        "image_processor_type": kind,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size} if cropping else square,
+        "resample": BICUBIC,
+        "do_center_crop": cropping,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(data.image_mean),
+        "image_std": list(data.image_std),
+    }
+
+
+def _save_plain(model: ContrastiveModel, path: Path, model_type: str) -> None:
+    plain_class = FAMILIES[model_type][1]
+    with torch.device("meta"):
+        plain = plain_class(model.config)
+    shapes = {name: value.shape for name, value in plain.state_dict().items()}
+    state = model.state_dict()
+    weights = {name: state[name].detach().cpu().reshape(shape) for name, shape in shapes.items()}
+    plain.save_pretrained(path, state_dict=weights)
+
+
+def _save_dual_encoder(model: DualEncoder, path: Path, config: RunConfig) -> None:
+    for attribute, name in TOWERS.items():
+        backbone: Any = model.get_submodule(attribute)
+        backbone.save_pretrained(path / name)
+    assert isinstance(config.model, DualEncoderSection)
+    _write_json(
+        path / "config.json",
+        {
+            "model_type": DUAL_ENCODER,
+            "projection_dim": config.model.projection_dim,
+            "text_pooling": config.model.text_pooling,
+            "max_text_length": config.data.max_text_length,
+        },
+    )
+    save_file({name: value.detach().cpu().contiguous() for name, value in _heads(model).items()}, path / HEADS)
+
+
+def _heads(model: DualEncoder) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(tuple(TOWERS))}
+
+
+def _read_dual_encoder(model: DualEncoder, path: Path, where: str) -> dict[str, Tensor]:
+    if not (path / "config.json").is_file() or not (path / HEADS).is_file():
+        raise UserError(f"{where}: {path} is not a dual encoder's export: it lacks config.json or {HEADS}.")
+    state = load_file(path / HEADS)
+    for attribute, name in TOWERS.items():
+        folder = str(path / name)
+        read_architecture(folder, where)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        backbone = load_model(AutoModel, folder, config, where, ignore=(*TASK_HEADS, "pooler."))
+        # A pooler that the model dropped was not saved either; transformers has made a random one.
+        own = model.get_submodule(attribute).state_dict().keys()
+        weights = backbone.state_dict().items()
+        state |= {f"{attribute}.{key}": value for key, value in weights if key in own or not key.startswith("pooler.")}
+    return state
+
+
+def _read_plain(folder: str, model_type: str, where: str) -> dict[str, Tensor]:
+    found = read_architecture(folder, where)["model_type"]
+    if found != model_type:
+        raise UserError(f"{where}: {folder} holds a {found} model, but model.type is {model_type}.")
+    _, plain_class, config_class = FAMILIES[model_type]
+    config = config_class.from_pretrained(folder, local_files_only=True)
+    plain: nn.Module = load_model(plain_class, folder, config, where)
+    return dict(plain.state_dict())
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

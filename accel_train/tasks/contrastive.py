@@ -1,0 +1,126 @@
+"""Contrastive training of an image tower and a text tower (CLIP, Chinese-CLIP, SigLIP, dual encoders)."""
+
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from accel_train.data.arrow_split import open_split
+from accel_train.data.dataset import Dataset
+from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset, caption_tokenizer, tokenizer_path
+from accel_train.errors import UserError
+from accel_train.losses.contrastive import info_nce, sigmoid_loss
+from accel_train.metrics.retrieval import recall_at
+from accel_train.models.build import build_contrastive_model
+from accel_train.models.contrastive_model import ContrastiveModel
+from accel_train.models.export import save_pretrained
+from accel_train.models.pretrained import building_on_meta
+from accel_train.tasks.task import Batch, Task
+
+RECALL_AT = (1, 5, 10)
+
+
+class ContrastiveTask(Task):
+    """Image-text pairs, compared over the whole global batch; retrieval both ways as the score."""
+
+    compares_whole_batch: ClassVar[bool] = True
+    splits_loss: ClassVar[bool] = True
+    shared_outputs: ClassVar[frozenset[str]] = frozenset({"logit_scale", "logit_bias"})
+    loss_columns: ClassVar[tuple[str, ...]] = ("image_key", "text_key")
+    output_inputs: ClassVar[dict[str, tuple[str, ...]]] = {
+        "image_features": ("pixel_values",),
+        "text_features": ("input_ids", "attention_mask"),
+    }
+
+    def build_model(self) -> nn.Module:
+        model = build_contrastive_model(self.config)
+        if not building_on_meta():
+            self._check_tokenizer(model)
+        return model
+
+    def build_dataset(self, split: str) -> Dataset:
+        return PairDataset(self.config.data, split, seed=self.config.seed)
+
+    def evaluation_sets(self, split: str) -> list[Dataset]:
+        return [ImageDataset(self.config.data, split), TextDataset(self.config.data, split)]
+
+    def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
+        section = self.config.loss
+        anchors = batch.get("anchors")
+        options: dict[str, Any] = {
+            "image_key": batch["image_key"],
+            "text_key": batch["text_key"],
+            "positives": section.positives,
+            "label_smoothing": section.label_smoothing,
+            "chunk_size": section.chunk_size,
+            "anchors": None if anchors is None else tuple(anchors.tolist()),
+        }
+        features = outputs["image_features"], outputs["text_features"], outputs["logit_scale"]
+        if section.name == "sigmoid":
+            return {"sigmoid": sigmoid_loss(*features, outputs["logit_bias"], **options)}
+        return {"info_nce": info_nce(*features, **options)}
+
+    def predictions(self, outputs: Batch, batch: Batch) -> Batch:
+        kinds = [kind for kind in ("image", "text") if f"{kind}_features" in outputs]
+        return {f"{kind}_features": outputs[f"{kind}_features"] for kind in kinds} | {
+            f"{kind}_row": batch["sample_id"] for kind in kinds
+        }
+
+    def scores(self, predictions: dict[str, Tensor], split: str) -> dict[str, float]:
+        """Recall both ways, 0 to 1. An image without a text, or the reverse, is an error."""
+        matches = open_split(self.config.data.path, split).matches()
+        images = _in_order(predictions["image_features"], predictions["image_row"])
+        texts = _in_order(predictions["text_features"], predictions["text_row"])
+        scores: dict[str, float] = {}
+        try:
+            recall = {
+                "text_to_image": recall_at(texts, images, matches.flip(1), ks=RECALL_AT),
+                "image_to_text": recall_at(images, texts, matches, ks=RECALL_AT),
+            }
+        except ValueError as error:
+            raise UserError(f"{self.config.data.path}, split {split}: recall can't be taken, {error}.") from error
+        for direction, values in recall.items():
+            scores |= {f"{direction}_recall@{k}": value for k, value in values.items()}
+            scores[f"{direction}_mean_recall"] = sum(values.values()) / len(values)
+        scores["mean_recall"] = (scores["text_to_image_mean_recall"] + scores["image_to_text_mean_recall"]) / 2
+        return scores
+
+    def train_metrics(self, outputs: Batch) -> dict[str, Any]:
+        return {"temperature": 1 / outputs["logit_scale"].item()}
+
+    def export(self, model: nn.Module, folder: str) -> None:
+        """A Hugging Face folder with the model, its image processor and its tokenizer."""
+        assert isinstance(model, ContrastiveModel)
+        save_pretrained(model, folder, self.config)
+        source = Path(tokenizer_path(self.config.data))
+        for file in [source] if source.is_file() else sorted(source.iterdir()):
+            if file.is_file():
+                shutil.copyfile(file, Path(folder) / ("vocab.txt" if source.is_file() else file.name))
+
+    def _check_tokenizer(self, model: nn.Module) -> None:
+        """The token ids must be rows of the embeddings, and CLIP must find the token it takes a text's feature from."""
+        tokenizer = caption_tokenizer(self.config.data)
+        text: Any = model.get_submodule("text_model").config
+        if tokenizer.vocab_size > text.vocab_size:
+            raise UserError(
+                f"data.tokenizer has {tokenizer.vocab_size} tokens, but the text tower embeds {text.vocab_size}. "
+                "Take the model's own tokenizer, or for random weights set vocab_size in the text tower's configuration."
+            )
+        if self.config.model.type == "clip":
+            input_ids, attention_mask = tokenizer.encode("a")
+            last = int(input_ids[attention_mask.bool()][-1])
+            if last != text.eos_token_id:
+                raise UserError(
+                    f"data.tokenizer ends a text with token {last}, but the text tower takes its feature from token "
+                    f"{text.eos_token_id}. For random weights set model.config.text_config.eos_token_id={last}."
+                )
+
+
+def _in_order(features: Tensor, rows: Tensor) -> Tensor:
+    """Features sorted by dataset row, each row exactly once."""
+    order = rows.argsort()
+    if not torch.equal(rows[order], torch.arange(len(rows), device=rows.device)):
+        raise RuntimeError("evaluation gave some rows twice or not at all")
+    return features[order]

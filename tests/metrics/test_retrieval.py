@@ -1,0 +1,91 @@
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from accel_train.metrics.retrieval import recall_at
+
+
+def naive_recall(queries: Tensor, targets: Tensor, matches: list[tuple[int, int]], k: int) -> float:
+    """Sorts all targets of a query, matches last among equals, and looks at the first k."""
+    hits = 0
+    for query in range(len(queries)):
+        good = {target for q, target in matches if q == query}
+        scores = (queries[query] @ targets.T).tolist()
+        ordered = sorted(range(len(targets)), key=lambda target: (-scores[target], target in good))
+        hits += any(target in good for target in ordered[:k])
+    return hits / len(queries)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    """Integer features, so that ties are common and arithmetic is exact; every query has a match."""
+    num_queries, num_targets = draw(st.integers(1, 8)), draw(st.integers(1, 12))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    features = [torch.randint(-2, 3, (n, 3), generator=generator).float() for n in (num_queries, num_targets)]
+    target = st.integers(0, num_targets - 1)
+    matches = [(query, draw(target)) for query in range(num_queries)]
+    matches += draw(st.lists(st.tuples(st.integers(0, num_queries - 1), target), max_size=12))
+    return features[0], features[1], draw(st.permutations(matches))
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.integers(1, 9))
+def test_equals_the_naive_form(problem: tuple[Tensor, Tensor, list[tuple[int, int]]], chunk_size: int) -> None:
+    queries, targets, matches = problem
+    found = recall_at(queries, targets, torch.tensor(matches), ks=(1, 2, 5), chunk_size=chunk_size)
+    assert found == {k: naive_recall(queries, targets, matches, k) for k in (1, 2, 5)}
+
+
+def test_a_written_out_case() -> None:
+    targets = torch.eye(4)
+    queries = torch.tensor([[0.9, 0.5, 0.1, 0.0], [0.1, 0.9, 0.5, 0.0]])
+    matches = torch.tensor([[0, 1], [0, 3], [1, 1]])
+    assert recall_at(queries, targets, matches, ks=(1, 2)) == {1: 0.5, 2: 1.0}
+
+
+def test_a_model_that_gives_one_feature_for_all_scores_nothing() -> None:
+    """Every target ties with the match. Argmax would report 100 % for the first and argsort something in between."""
+    same = torch.ones(20, 4)
+    matches = torch.arange(20)[:, None].expand(-1, 2)
+    assert recall_at(same, same, matches, ks=(1, 10)) == {1: 0.0, 10: 0.0}
+
+
+def test_random_features_score_at_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, targets = torch.randn(4000, 8, generator=generator), torch.randn(100, 8, generator=generator)
+    matches = torch.stack([torch.arange(4000), torch.randint(100, (4000,), generator=generator)], 1)
+    found = recall_at(queries, targets, matches)
+    assert found[1] == pytest.approx(0.01, abs=0.006)
+    assert found[10] == pytest.approx(0.10, abs=0.02)
+
+
+def test_queries_without_a_match_are_named() -> None:
+    with pytest.raises(ValueError, match="2 of 3 queries have no match, the first is query 1"):
+        recall_at(torch.ones(3, 2), torch.ones(3, 2), torch.tensor([[0, 0]]))
+
+
+def test_nan_features_are_refused() -> None:
+    """A comparison with NaN is False, which would count as nothing ahead of the match."""
+    broken = torch.full((2, 2), float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        recall_at(broken, torch.ones(2, 2), torch.tensor([[0, 0], [1, 1]]))
+
+
+@pytest.mark.slow
+def test_thirty_thousand_by_thirty_thousand_in_less_than_a_gigabyte() -> None:
+    """Runs in a process of its own, so that the peak is this call's alone. 2,000 queries: the peak is one chunk's."""
+    import multiprocessing
+
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_peak_growth) < 1e9
+
+
+def _peak_growth() -> float:
+    import resource
+
+    queries, targets = torch.randn(2000, 512), torch.randn(30_000, 512)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    recall_at(queries, targets, torch.stack([torch.arange(2000)] * 2, 1))
+    return 1024 * float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
