@@ -9,6 +9,7 @@ import math
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from accel_train.errors import UserError
 
@@ -39,16 +40,16 @@ class Permutation:
             values[outside] = self._encrypt(values[outside])
         return values.astype(np.int64)
 
-    def _encrypt(self, values: np.ndarray) -> np.ndarray:
+    def _encrypt(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         width, height = np.uint64(self.width), np.uint64(self.height)
-        left, right = values % width, values // width
+        left, right = values % width, np.floor_divide(values, width)
         for even, odd in self._round_keys.reshape(-1, 2):
             left = (left + _mix(right ^ even) % width) % width
             right = (right + _mix(left ^ odd) % height) % height
         return right * width + left
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """SplitMix64's finaliser: each input bit changes each output bit with probability one half."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -58,8 +59,8 @@ def _mix(values: np.ndarray) -> np.ndarray:
 class Order:
     """The global batches of a whole run, by step (from 0). No row comes twice in a batch or in an epoch.
 
-    `shuffle=False` takes rows as stored, in every epoch. `last_batch` says what becomes of the rows left over at the end
-    of an epoch: "drop" leaves them out of this epoch, "keep" makes a smaller batch of them.
+    `shuffle=False` takes rows as stored, in every epoch. `last_batch` says what becomes of the rows left over at the
+    end of an epoch: "drop" leaves them out of this epoch, "keep" makes a smaller batch of them.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Order:
             raise UserError("The training split holds no samples; import a split with at least one pair.")
         if global_batch_size > num_samples:
             raise UserError(
-                f"data.global_batch_size is {global_batch_size}, but the training split has only {num_samples} samples, "
+                f"data.global_batch_size is {global_batch_size}, but the training split has only {num_samples} samples "
                 f"and none may come twice in a batch. Use at most {num_samples}."
             )
         self.num_samples = num_samples
@@ -100,10 +101,10 @@ class Order:
 
 
 def rank_share(num_rows: int, rank: int, world_size: int, num_micro_batches: int) -> list[slice]:
-    """Micro-batches of one rank as slices of a global batch: contiguous, rank after rank, micro-batch after micro-batch.
+    """Micro-batches of one rank as slices of a global batch: contiguous, rank by rank, micro-batch by micro-batch.
 
-    Sizes differ by at most one over ranks, and over one rank's micro-batches. A slice is empty only where a rank has fewer
-    rows than micro-batches.
+    Sizes differ by at most one over ranks, and over one rank's micro-batches. A slice is empty only where a rank has
+    fewer rows than micro-batches.
     """
     start, stop = _piece(num_rows, rank, world_size)
     pieces = [_piece(stop - start, index, num_micro_batches) for index in range(num_micro_batches)]

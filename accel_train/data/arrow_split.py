@@ -1,0 +1,156 @@
+"""One split of a dataset folder: images, texts and the pairs between them, as memory-mapped Arrow files.
+
+    FOLDER/dataset.json                       format version, source, counts and fingerprint of each split
+    FOLDER/tokenizer/                         optional
+    FOLDER/SPLIT/images.arrow                 image_id string, image binary (encoded as in the source), image_key int64
+    FOLDER/SPLIT/texts.arrow                  text_id string, text string, text_key int64
+    FOLDER/SPLIT/pairs.arrow                  image_row int64, text_row int64
+
+A key is a 63-bit hash of the content, so rows that show the same image or say the same text share it. Images and
+captions are stored once however many pairs they are in.
+"""
+
+import json
+import os
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from accel_train.errors import UserError
+
+FORMAT_VERSION = 1
+SAMPLE_PREFIX = "sample:"
+SAMPLE_FOLDER = Path(__file__).parent.parent / "sample"
+SCHEMAS = {
+    "images": pa.schema([("image_id", pa.string()), ("image", pa.binary()), ("image_key", pa.int64())]),
+    "texts": pa.schema([("text_id", pa.string()), ("text", pa.string()), ("text_key", pa.int64())]),
+    "pairs": pa.schema([("image_row", pa.int64()), ("text_row", pa.int64())]),
+}
+
+
+class ArrowRows:
+    """Random access to the rows of one Arrow IPC file.
+
+    The file is mapped once in each process, on the first read there: loader workers may be forked or spawned, and a
+    pickled copy carries only the path.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.schema = schema
+        self._process: int | None = None
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        self._starts: list[int] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "schema": self.schema, "_process": None, "_columns": {}, "_starts": []}
+
+    def __len__(self) -> int:
+        return len(self._opened()[self.schema.names[0]])
+
+    def value(self, column: str, row: int) -> Any:
+        """One cell as a Python value."""
+        chunks = self._opened()[column]
+        index = bisect_right(self._starts, row) - 1
+        return chunks.chunk(index)[row - self._starts[index]].as_py()
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole integer column."""
+        return self._opened()[name].to_numpy()
+
+    def _opened(self) -> dict[str, pa.ChunkedArray]:
+        if self._process != os.getpid():
+            try:
+                options = pa.ipc.IpcReadOptions(use_threads=False)
+                table = pa.ipc.open_file(pa.memory_map(str(self.path)), options=options).read_all()
+            except (OSError, pa.ArrowInvalid) as error:
+                raise UserError(f"{self.path}: not a whole Arrow file ({error}). Import the dataset again.") from error
+            if table.schema != self.schema:
+                found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+                wanted = ", ".join(f"{field.name} {field.type}" for field in self.schema)
+                raise UserError(f"{self.path}: holds the columns {found}; a dataset has {wanted}. Import it again.")
+            self._columns = {name: table.column(name) for name in self.schema.names}
+            lengths = [len(chunk) for chunk in self._columns[self.schema.names[0]].chunks]
+            self._starts = [0, *np.cumsum(lengths).tolist()[:-1]]
+            self._process = os.getpid()
+        return self._columns
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, texts and pairs of one split."""
+
+    name: str
+    fingerprint: str
+    """Digest of all ids, contents and pairs, written at import."""
+    images: ArrowRows
+    texts: ArrowRows
+    pairs: ArrowRows
+
+    @property
+    def num_images(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_texts(self) -> int:
+        return len(self.texts)
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.pairs)
+
+    def matches(self) -> Tensor:
+        """All pairs as (image row, text row), (num_pairs, 2) int64."""
+        columns = [self.pairs.column("image_row"), self.pairs.column("text_row")]
+        return torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))
+
+
+def dataset_folder(path: str) -> Path:
+    """The folder that `data.path` names: a folder written by `accel-train import`, or `sample:NAME`."""
+    if path.startswith(SAMPLE_PREFIX):
+        folder = SAMPLE_FOLDER / path.removeprefix(SAMPLE_PREFIX)
+        known = sorted(item.name for item in SAMPLE_FOLDER.iterdir() if (item / "dataset.json").is_file())
+        if folder.name not in known:
+            names = ", ".join(SAMPLE_PREFIX + name for name in known)
+            raise UserError(f"data.path: no sample {path!r}; this package holds {names}.")
+        return folder
+    if not (Path(path) / "dataset.json").is_file():
+        raise UserError(f"data.path: {path} holds no dataset.json. Write a dataset there with `accel-train import`.")
+    return Path(path)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """dataset.json, checked as far as this version of the format goes."""
+    path = folder / "dataset.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version, splits = description["format_version"], description["splits"]
+        counted = all(isinstance(split["num_pairs"], int) for split in splits.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a dataset description ({error!r}). Import the dataset again.") from error
+    if version != FORMAT_VERSION or not counted:
+        raise UserError(f"{path}: format version {version}; this program reads {FORMAT_VERSION}. Import it again.")
+    return description
+
+
+def open_split(path: str, split: str) -> Split:
+    """Opens one split of a dataset, after checking that its files are whole and belong together."""
+    folder = dataset_folder(path)
+    splits = read_description(folder)["splits"]
+    if split not in splits:
+        raise UserError(f"{path}: no split {split!r}; it has {', '.join(sorted(splits))}.")
+    tables = {name: ArrowRows(folder / split / f"{name}.arrow", schema) for name, schema in SCHEMAS.items()}
+    for name, rows in tables.items():
+        described = splits[split].get(f"num_{name}")
+        if described != len(rows):
+            raise UserError(
+                f"{rows.path}: has {len(rows)} rows, but dataset.json says {described}. They do not belong together; "
+                "import the dataset again."
+            )
+    return Split(split, splits[split]["fingerprint"], **tables)

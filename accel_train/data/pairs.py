@@ -1,0 +1,131 @@
+"""Image-text datasets over one split: its pairs for training, each image and each text once for evaluation."""
+
+import torch
+from torch import Tensor
+
+from accel_train.config.schema import DataSection
+from accel_train.data.arrow_split import Split, dataset_folder, open_split
+from accel_train.data.dataset import UnreadableSample
+from accel_train.data.text import CaptionTokenizer, open_tokenizer
+from accel_train.data.transforms import UnreadableImage, evaluation_image, sample_generator, training_image
+from accel_train.errors import UserError
+
+DATASET_TOKENIZER = "dataset:tokenizer"
+
+
+def tokenizer_path(data: DataSection) -> str:
+    """The folder or file that `data.tokenizer` names."""
+    if data.tokenizer != DATASET_TOKENIZER:
+        return data.tokenizer
+    folder = dataset_folder(data.path) / "tokenizer"
+    if not folder.is_dir():
+        raise UserError(
+            f"data.tokenizer is {DATASET_TOKENIZER}, but {data.path} holds no tokenizer. Import it with "
+            "--build-tokenizer, or name a tokenizer folder or vocabulary file."
+        )
+    return str(folder)
+
+
+def caption_tokenizer(data: DataSection) -> CaptionTokenizer:
+    """The tokenizer of a run, checked against the augmentation it is asked for."""
+    return open_tokenizer(
+        tokenizer_path(data),
+        data.max_text_length,
+        mask_tokens=data.augmentation.mask_tokens,
+        cleaning=data.text_cleaning,
+    )
+
+
+class PairDataset:
+    """One row for each pair of a split, augmented for training; the row is the sample.
+
+    Columns: pixel_values uint8 (3, image_size, image_size), input_ids and attention_mask int64 (max_text_length,), and
+    the scalars image_key, text_key, sample_id.
+    """
+
+    def __init__(self, data: DataSection, split: str, *, seed: int) -> None:
+        self.split: Split = open_split(data.path, split)
+        self.fingerprint = f"pairs {self.split.fingerprint}"
+        self._data = data
+        self._seed = seed
+        self._tokenizer = caption_tokenizer(data)
+
+    def __len__(self) -> int:
+        return self.split.num_pairs
+
+    def read(self, row: int, epoch: int | None) -> dict[str, Tensor]:
+        pairs, images, texts = self.split.pairs, self.split.images, self.split.texts
+        image_row, text_row = pairs.value("image_row", row), pairs.value("text_row", row)
+        return {
+            "pixel_values": self._pixels(row, image_row, epoch),
+            **self._tokens(row, texts.value("text", text_row), epoch),
+            "image_key": torch.tensor(images.value("image_key", image_row)),
+            "text_key": torch.tensor(texts.value("text_key", text_row)),
+            "sample_id": torch.tensor(row),
+        }
+
+    def _pixels(self, row: int, image_row: int, epoch: int | None) -> Tensor:
+        data, augmentation = self._data, self._data.augmentation
+        encoded = self.split.images.value("image", image_row)
+        try:
+            if epoch is None:
+                return evaluation_image(encoded, data.image_size, data.resize)
+            return training_image(
+                encoded,
+                data.image_size,
+                data.resize,
+                crop_scale=augmentation.crop_scale,
+                crop_aspect=augmentation.crop_aspect,
+                horizontal_flip=augmentation.horizontal_flip,
+                generator=sample_generator("image", self._seed, epoch, row),
+            )
+        except UnreadableImage as error:
+            raise unreadable_image(self.split, image_row, error) from error
+
+    def _tokens(self, row: int, text: str, epoch: int | None) -> dict[str, Tensor]:
+        generator = None if epoch is None else sample_generator("text", self._seed, epoch, row)
+        input_ids, attention_mask = self._tokenizer.encode(
+            text, mask_share=self._data.augmentation.mask_tokens, generator=generator
+        )
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+class ImageDataset:
+    """Every image of a split once, without augmentation. Columns: pixel_values as in PairDataset, sample_id."""
+
+    def __init__(self, data: DataSection, split: str) -> None:
+        self.split: Split = open_split(data.path, split)
+        self.fingerprint = f"images {self.split.fingerprint}"
+        self._size = data.image_size
+        self._resize = data.resize
+
+    def __len__(self) -> int:
+        return self.split.num_images
+
+    def read(self, row: int, epoch: int | None) -> dict[str, Tensor]:
+        try:
+            pixels = evaluation_image(self.split.images.value("image", row), self._size, self._resize)
+        except UnreadableImage as error:
+            raise unreadable_image(self.split, row, error) from error
+        return {"pixel_values": pixels, "sample_id": torch.tensor(row)}
+
+
+class TextDataset:
+    """Every text of a split once. Columns: input_ids and attention_mask as in PairDataset, sample_id."""
+
+    def __init__(self, data: DataSection, split: str) -> None:
+        self.split: Split = open_split(data.path, split)
+        self.fingerprint = f"texts {self.split.fingerprint}"
+        self._tokenizer = caption_tokenizer(data)
+
+    def __len__(self) -> int:
+        return self.split.num_texts
+
+    def read(self, row: int, epoch: int | None) -> dict[str, Tensor]:
+        input_ids, attention_mask = self._tokenizer.encode(self.split.texts.value("text", row))
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "sample_id": torch.tensor(row)}
+
+
+def unreadable_image(split: Split, image_row: int, error: UnreadableImage) -> UnreadableSample:
+    """Names the split and the image's id, so that it can be found in the source."""
+    return UnreadableSample(f"{split.name}: image {split.images.value('image_id', image_row)!r}: {error}")

@@ -1,0 +1,160 @@
+"""Encoded image to uint8 tensor: decode, crop, scale, flip. Normalisation is left to the device.
+
+Pillow decodes, torch scales: `interpolate` on uint8 gives Pillow's own bicubic filter with antialiasing at twice the
+speed. JPEGs much larger than needed are decoded at 1/2, 1/4 or 1/8 of their size, which costs little.
+"""
+
+import hashlib
+import io
+import math
+import random
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+MAX_PIXELS = 64_000_000
+"""Larger images are refused: a few kB can claim to be gigabytes of pixels."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats that Pillow may open. Others are refused: some, such as EPS, start other programs."""
+CROP_ATTEMPTS = 10
+
+
+class UnreadableImage(Exception):
+    """Bytes that are not an image we can decode; the message says why."""
+
+
+class Box(NamedTuple):
+    """A part of an image, as shares of its width and height from the left and the top."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Reads the header alone. Raises UnreadableImage for unknown formats and for too many pixels."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(f"not an image of a known format ({', '.join(FORMATS)})") from error
+    except Exception as error:  # damaged headers raise many kinds, also SyntaxError and struct.error
+        raise UnreadableImage(f"its header is damaged ({error!r})") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableImage(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+    return image
+
+
+def decode(image: Image.Image, box: Box = WHOLE, size: int | None = None) -> Image.Image:
+    """Pixels of `box` in RGB, transparency over white. With `size`, possibly shrunk, but not below size x size."""
+    try:
+        if size is not None:
+            image.draft("RGB", (math.ceil(size / box.width), math.ceil(size / box.height)))
+        image.load()
+        return _rgb(image).crop(_pixels(box, image.width, image.height))
+    except Exception as error:  # as in open_image: every decoder fails in its own way
+        raise UnreadableImage(f"does not decode ({error!r})") from error
+
+
+def _pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom in pixels: at least one pixel, inside the image."""
+    left, top = min(round(box.left * width), width - 1), min(round(box.top * height), height - 1)
+    right = min(max(round((box.left + box.width) * width), left + 1), width)
+    bottom = min(max(round((box.top + box.height) * height), top + 1), height)
+    return left, top, right, bottom
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # 16-bit grey: Pillow would clip at 255
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, with_alpha).convert("RGB")
+    return image.convert("RGB")
+
+
+def central_square(width: int, height: int) -> Box:
+    """The largest square in the middle."""
+    side = min(width, height)
+    return Box((width - side) / 2 / width, (height - side) / 2 / height, side / width, side / height)
+
+
+def random_box(
+    width: int, height: int, scale: Sequence[float], aspect: Sequence[float], generator: random.Random
+) -> Box:
+    """RandomResizedCrop: a share of the area from `scale`, an aspect ratio log-uniform in `aspect`, any place.
+
+    A shape that does not fit is drawn again; after ten tries the largest central box of an allowed aspect is taken.
+    """
+    for _ in range(CROP_ATTEMPTS):
+        area = width * height * _uniform(generator, *scale)
+        ratio = math.exp(_uniform(generator, math.log(aspect[0]), math.log(aspect[1])))
+        box_width, box_height = math.sqrt(area * ratio) / width, math.sqrt(area / ratio) / height
+        if box_width <= 1 and box_height <= 1:
+            left, top = _uniform(generator, 0, 1 - box_width), _uniform(generator, 0, 1 - box_height)
+            return Box(left, top, box_width, box_height)
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    box_width, box_height = min(1.0, height * ratio / width), min(1.0, width / ratio / height)
+    return Box((1 - box_width) / 2, (1 - box_height) / 2, box_width, box_height)
+
+
+def _uniform(generator: random.Random, low: float, high: float) -> float:
+    return low + (high - low) * generator.random()
+
+
+def sample_generator(purpose: str, seed: int, epoch: int, sample: int) -> random.Random:
+    """The source of every draw for one sample in one epoch, whichever process makes it."""
+    digest = hashlib.blake2b(f"{purpose} {seed} {epoch} {sample}".encode(), digest_size=8).digest()
+    return random.Random(int.from_bytes(digest, "little"))
+
+
+def to_tensor(pixels: Image.Image, size: int, *, flip: bool = False) -> Tensor:
+    """Scales to (3, size, size) uint8 with an antialiased bicubic filter."""
+    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).unsqueeze(0)
+    if image.shape[-2:] != (size, size):
+        image = interpolate(image, size=(size, size), mode="bicubic", antialias=True)
+    return (image.flip(-1) if flip else image)[0].contiguous()
+
+
+def evaluation_image(data: bytes, size: int, resize: Literal["squash", "crop"]) -> Tensor:
+    """(3, size, size) uint8: both sides scaled to `size`, or the central square."""
+    image = open_image(data)
+    box = WHOLE if resize == "squash" else central_square(image.width, image.height)
+    return to_tensor(decode(image, box, size), size)
+
+
+def training_image(
+    data: bytes,
+    size: int,
+    resize: Literal["squash", "crop"],
+    *,
+    crop_scale: Sequence[float] | None,
+    crop_aspect: Sequence[float],
+    horizontal_flip: float,
+    generator: random.Random,
+) -> Tensor:
+    """(3, size, size) uint8, cropped and flipped at random; without `crop_scale` cut as for evaluation.
+
+    The flip is drawn before the crop, so that switching one off leaves the other as it was.
+    """
+    image = open_image(data)
+    flip = generator.random() < horizontal_flip
+    if crop_scale is not None:
+        box = random_box(image.width, image.height, crop_scale, crop_aspect, generator)
+    else:
+        box = WHOLE if resize == "squash" else central_square(image.width, image.height)
+    return to_tensor(decode(image, box, size), size, flip=flip)

@@ -1,0 +1,231 @@
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from accel_train.config.schema import DataSection
+from accel_train.data.dataset import UnreadableSample
+from accel_train.data.loader import Step, evaluation_batches, train_steps
+from accel_train.data.order import Order
+from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset
+from accel_train.errors import CheckFailed, UserError
+
+MakeSection = Callable[..., DataSection]
+AUGMENTED = {"augmentation": {"crop_scale": [0.5, 1.0], "horizontal_flip": 0.5, "mask_tokens": 0.3}}
+
+
+class Numbers:
+    """Row k is the number k; some rows can't be read, and row `fatal` kills the process that reads it."""
+
+    fingerprint = "numbers"
+
+    def __init__(self, length: int, unreadable: tuple[int, ...] = (), fatal: int | None = None) -> None:
+        self.length = length
+        self.unreadable = unreadable
+        self.fatal = fatal
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, row: int, epoch: int | None) -> dict[str, Tensor]:
+        if row == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if row in self.unreadable:
+            raise UnreadableSample(f"row {row}")
+        return {"sample_id": torch.tensor(row), "epoch": torch.tensor(-1 if epoch is None else epoch)}
+
+
+def steps_of(dataset, data, *, rank=0, world_size=1, first_step=0, last_step=3, order=None) -> list[Step]:  # type: ignore[no-untyped-def]
+    order = order or Order(len(dataset), data.global_batch_size, seed=5, last_batch=data.last_batch)
+    return list(
+        train_steps(
+            dataset,
+            order,
+            data,
+            rank=rank,
+            world_size=world_size,
+            first_step=first_step,
+            last_step=last_step,
+            seed=5,
+            pin_memory=False,
+        )
+    )
+
+
+def equal(first: Step, second: Step) -> bool:
+    return (first.step, first.epoch, first.positions) == (second.step, second.epoch, second.positions) and all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for a, b in zip(first.micro_batches, second.micro_batches, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "start_method"),
+    [(1, "fork"), (2, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)],
+)
+def test_workers_change_no_value(
+    dataset_folder: Path, data_section: MakeSection, num_workers: int, start_method: str
+) -> None:
+    alone = data_section(dataset_folder, **AUGMENTED)
+    spread = data_section(dataset_folder, **AUGMENTED, num_workers=num_workers, worker_start_method=start_method)
+    wanted = steps_of(PairDataset(alone, "train", seed=1), alone, first_step=5, last_step=10)
+    found = steps_of(PairDataset(spread, "train", seed=1), spread, first_step=5, last_step=10)
+    assert [step.epoch for step in wanted] == [0, 0, 1, 1, 1]  # 59 pairs make 7 batches of 8
+    assert all(equal(a, b) for a, b in zip(wanted, found, strict=True))
+
+
+def test_columns_are_as_promised(dataset_folder: Path, data_section: MakeSection) -> None:
+    data = data_section(dataset_folder)
+    (step,) = steps_of(PairDataset(data, "train", seed=1), data, last_step=1)
+    assert [len(batch["sample_id"]) for batch in step.micro_batches] == [2, 2, 2, 2]
+    assert step.positions == [0, 2, 4, 6]
+    columns = {name: (tuple(column.shape), column.dtype) for name, column in step.micro_batches[0].items()}
+    assert columns == {
+        "pixel_values": ((2, 3, 16, 16), torch.uint8),
+        "input_ids": ((2, 8), torch.int64),
+        "attention_mask": ((2, 8), torch.int64),
+        "image_key": ((2,), torch.int64),
+        "text_key": ((2,), torch.int64),
+        "sample_id": ((2,), torch.int64),
+    }
+
+
+@pytest.mark.parametrize("last_batch", ["drop", "keep"])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_together_have_the_batches_of_one_process(
+    data_section: MakeSection, world_size: int, last_batch: str
+) -> None:
+    data = data_section(Path("unused"), last_batch=last_batch)
+    numbers = Numbers(61)
+    order = Order(61, 8, seed=5, last_batch=last_batch)  # type: ignore[arg-type]
+    last = order.steps_per_epoch + 2
+    shares = [steps_of(numbers, data, rank=r, world_size=world_size, last_step=last) for r in range(world_size)]
+    for index, ranks in enumerate(zip(*shares, strict=True)):
+        rows = torch.cat([batch["sample_id"] for step in ranks for batch in step.micro_batches])
+        assert rows.tolist() == order.rows(index).tolist()
+        assert all(batch["epoch"].eq(order.epoch(index)).all() for step in ranks for batch in step.micro_batches)
+        assert {len(step.micro_batches) for step in ranks} == {4 // world_size}
+
+
+def test_a_run_starts_at_any_step(data_section: MakeSection) -> None:
+    data = data_section(Path("unused"))
+    whole, late = steps_of(Numbers(61), data, last_step=20), steps_of(Numbers(61), data, first_step=13, last_step=20)
+    assert all(equal(a, b) for a, b in zip(whole[13:], late, strict=True))
+    far = 10**9
+    order = Order(10**9, 8, seed=0)
+    (step,) = steps_of(Numbers(10**9), data, first_step=far, last_step=far + 1, order=order)
+    assert torch.cat([batch["sample_id"] for batch in step.micro_batches]).tolist() == order.rows(far).tolist()
+
+
+def test_nothing_to_do_gives_no_steps(data_section: MakeSection) -> None:
+    assert steps_of(Numbers(61), data_section(Path("unused")), first_step=4, last_step=4) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_samples_are_named_and_left_out(
+    damaged_dataset_folder: Path, data_section: MakeSection, num_workers: int
+) -> None:
+    data = data_section(damaged_dataset_folder, shuffle=False, num_workers=num_workers)
+    dataset = PairDataset(data, "train", seed=1)
+    order = Order(len(dataset), 8, seed=1, shuffle=False)
+    first, second, third = steps_of(dataset, data, order=order)
+    assert [batch["sample_id"].tolist() for batch in first.micro_batches] == [[0, 1], [2, 3], [4], [5]]
+    assert [batch["sample_id"].tolist() for batch in second.micro_batches] == [[12], [13], [14], [15]]
+    assert len(first.unreadable) == 2 and len(second.unreadable) == 4 and not third.unreadable
+    assert all("train" in name and "'img3'" in name and "not an image" in name for name in first.unreadable)
+    assert first.positions == second.positions == [0, 2, 4, 6]
+
+
+def test_micro_batches_without_rows_keep_their_columns(data_section: MakeSection) -> None:
+    data = data_section(Path("unused"), shuffle=False)
+    order = Order(16, 8, seed=1, shuffle=False)
+    first, second = steps_of(Numbers(16, unreadable=tuple(range(8))), data, order=order, last_step=2)
+    assert [batch["sample_id"].tolist() for batch in first.micro_batches] == [[]] * 4
+    assert {name: column.dtype for name, column in first.micro_batches[0].items()} == {
+        "sample_id": torch.int64,
+        "epoch": torch.int64,
+    }
+    assert len(first.unreadable) == 8
+    assert torch.cat([batch["sample_id"] for batch in second.micro_batches]).tolist() == list(range(8, 16))
+    few = steps_of(Numbers(16, unreadable=(0, 1, 2, 3, 4)), data, order=order, last_step=1)[0]
+    assert [batch["sample_id"].tolist() for batch in few.micro_batches] == [[5], [6], [7], []]
+
+
+def test_a_dataset_with_nothing_readable_stops_the_run(data_section: MakeSection) -> None:
+    with pytest.raises(UserError, match=r"None of the first .* row 7"):
+        steps_of(Numbers(8, unreadable=tuple(range(8))), data_section(Path("unused")), last_step=1)
+
+
+def test_a_killed_worker_is_a_clear_error(data_section: MakeSection) -> None:
+    data = data_section(Path("unused"), num_workers=1)
+    with pytest.raises((CheckFailed, RuntimeError), match="worker"):
+        steps_of(Numbers(16, fatal=3), data, last_step=2)
+
+
+def test_signals_to_a_worker_do_not_end_it(data_section: MakeSection) -> None:
+    """A scheduler signals every process of a job; the training process still has a step to finish."""
+    import multiprocessing
+
+    data = data_section(Path("unused"), num_workers=1, prefetch_batches=1)
+    order = Order(61, 8, seed=5)
+    steps = train_steps(
+        Numbers(61), order, data, rank=0, world_size=1, first_step=0, last_step=5, seed=5, pin_memory=False
+    )
+    next(steps)
+    (worker,) = multiprocessing.active_children()
+    for sent in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        os.kill(worker.pid or 0, sent)
+    assert [step.step for step in steps] == [1, 2, 3, 4]
+    assert not worker.is_alive()
+
+
+def test_torch_random_state_is_left_alone(data_section: MakeSection) -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(3)
+    torch.manual_seed(3)
+    steps_of(Numbers(16), data_section(Path("unused")), last_step=1)
+    list(evaluation_batches(Numbers(5), rank=0, world_size=1, batch_size=2, num_workers=0))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("length", "world_size"), [(7, 1), (7, 2), (7, 3), (2, 4), (8, 4)])
+def test_evaluation_has_each_row_once_and_as_many_batches_on_every_rank(
+    length: int, world_size: int, num_workers: int
+) -> None:
+    ranks = [
+        list(evaluation_batches(Numbers(length), rank=r, world_size=world_size, batch_size=2, num_workers=num_workers))
+        for r in range(world_size)
+    ]
+    assert len({tuple(len(batch["row"]) for batch in batches) for batches in ranks}) == 1
+    rows = torch.cat([batch["row"] for batches in ranks for batch in batches])
+    ids = torch.cat([batch["sample_id"] for batches in ranks for batch in batches])
+    assert sorted(rows[rows >= 0].tolist()) == list(range(length))
+    assert torch.equal(ids[rows >= 0], rows[rows >= 0])
+    assert all(batch["epoch"].eq(-1).all() for batches in ranks for batch in batches)
+
+
+def test_evaluation_sets_have_their_columns(dataset_folder: Path, data_section: MakeSection) -> None:
+    data = data_section(dataset_folder)
+    (images,) = evaluation_batches(ImageDataset(data, "valid"), rank=0, world_size=1, batch_size=50, num_workers=0)
+    (texts,) = evaluation_batches(TextDataset(data, "valid"), rank=0, world_size=1, batch_size=50, num_workers=0)
+    assert {name: tuple(column.shape) for name, column in images.items()} == {
+        "pixel_values": (7, 3, 16, 16),
+        "sample_id": (7,),
+        "row": (7,),
+    }
+    assert {name: tuple(column.shape) for name, column in texts.items()} == {
+        "input_ids": (13, 8),
+        "attention_mask": (13, 8),
+        "sample_id": (13,),
+        "row": (13,),
+    }
+
+
+def test_evaluation_refuses_to_leave_samples_out() -> None:
+    with pytest.raises(UserError, match="row 3"):
+        list(evaluation_batches(Numbers(5, unreadable=(3,)), rank=0, world_size=1, batch_size=2, num_workers=0))
