@@ -32,9 +32,7 @@ def seed_everything(key: int) -> None:
 
 
 @contextmanager
-def forward_randomness(
-    *, seed: int, step: int, position: int, sample_ids: Tensor, per_sample: bool
-) -> Iterator[None]:
+def forward_randomness(*, seed: int, step: int, position: int, sample_ids: Tensor, per_sample: bool) -> Iterator[None]:
     """Makes dropout inside a function of its arguments: enter it again to draw the same masks.
 
     `position` is the place of the micro-batch's first row in the global batch, so at a fixed micro-batch size the draws

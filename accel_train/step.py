@@ -27,7 +27,9 @@ class StepLosses:
     """For `cached`: the outputs of the global batch. For `summed`: of this rank's last micro-batch."""
 
 
-def forward_backward(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], draw: Draw) -> StepLosses:
+def forward_backward(
+    engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], draw: Draw
+) -> StepLosses:
     """`counts` holds each rank's number of rows in this global batch, rank 0 first."""
     if task.compares_whole_batch:
         return cached(engine, task, micro_batches, counts, draw)
@@ -112,7 +114,8 @@ def _gather(engine: Engine, task: Task, pieces: list[Batch], counts: list[int]) 
 def _loss_batch(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], mine: slice) -> Batch:
     """Columns the loss reads, of the global batch; `anchors` are the rows this rank accounts for."""
     columns = {
-        name: engine.gather_rows(torch.cat([batch[name] for batch in micro_batches]), counts) for name in task.loss_columns
+        name: engine.gather_rows(torch.cat([batch[name] for batch in micro_batches]), counts)
+        for name in task.loss_columns
     }
     if task.splits_loss:
         columns["anchors"] = torch.tensor([mine.start, mine.stop])
@@ -121,7 +124,12 @@ def _loss_batch(engine: Engine, task: Task, micro_batches: list[Batch], counts: 
 
 def _inputs_of(task: Task, batch: Batch, learnt: list[str], outputs: Batch) -> Batch:
     """The batch without what only frozen towers read: their outputs need no gradient, so no second pass."""
-    unneeded = {column for name, columns in task.output_inputs.items() if name in outputs and name not in learnt for column in columns}
+    unneeded = {
+        column
+        for name, columns in task.output_inputs.items()
+        if name in outputs and name not in learnt
+        for column in columns
+    }
     return {name: column for name, column in batch.items() if name not in unneeded}
 
 

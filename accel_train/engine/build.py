@@ -1,6 +1,7 @@
 """Chooses the engine and builds Accelerate for it."""
 
 import os
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -19,9 +20,14 @@ from accel_train.errors import UserError
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def build_engine(config: RunConfig) -> Engine:
-    """The engine of the configuration or the launcher, on CUDA if there is any, else on the CPU. Raises UserError."""
+def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
+    """The engine of the configuration or the launcher, on CUDA if there is any, else on the CPU. Raises UserError.
+
+    An engine for evaluation keeps a whole model on every rank, whatever the training engine is.
+    """
     launch = read_launch(config)
+    if for_evaluation:
+        launch = replace(launch, engine="ddp", offload_optimizer=False)
     on_cuda = torch.cuda.is_available()
     _set_threads(config, launch)
     # Accelerate reads these by itself; the engine is decided above, once.
@@ -41,14 +47,16 @@ def build_engine(config: RunConfig) -> Engine:
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
 
     plugin = zero_plugin(launch, config.data.micro_batch_size) if launch.engine.startswith("zero") else None
-    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    handlers: list[KwargsHandler] = [
+        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ]
     if launch.world_size > 1 or plugin is not None:
         handlers.append(InitProcessGroupKwargs(backend=backend, timeout=COLLECTIVE_TIMEOUT))
     accelerator = Accelerator(
         cpu=None if on_cuda or plugin else True,
         mixed_precision="no",
         deepspeed_plugin=plugin,
-        log_with=_trackers(config.log.trackers),
+        log_with=_trackers(config.log.trackers) or None,
         project_dir=config.run_dir,
         kwargs_handlers=handlers,
     )

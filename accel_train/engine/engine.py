@@ -53,6 +53,11 @@ class Engine(ABC):
 
     # Setting up
 
+    @property
+    def can_fuse(self) -> bool:
+        """Whether the optimizer's one-kernel update works on this engine's tensors."""
+        return True
+
     def prepare(self, model: nn.Module, optimizer: Optimizer, *, precision: str, block_classes: set[str]) -> nn.Module:
         """Moves, wraps and shards model and optimizer, and proves that the engine asked for is really on.
 
@@ -67,8 +72,15 @@ class Engine(ABC):
         for index, (before, after) in enumerate(zip(groups, self.optimizer.param_groups, strict=True)):
             changed = [k for k in ("name", "base_lr", "weight_decay", "max_grad_norm") if before[k] != after[k]]
             if changed:
-                raise UserError(f"{self.launch.engine} changed {changed} of parameter group {index} ({before['name']}).")
+                raise UserError(
+                    f"{self.launch.engine} changed {changed} of parameter group {index} ({before['name']})."
+                )
         return self.model
+
+    def hold(self, model: nn.Module, *, precision: str) -> None:
+        """Takes a whole model on every rank, for evaluation alone."""
+        run_in(model, precision, self.device.type)
+        self.model = model.to(self.device)
 
     @abstractmethod
     def _prepare(self, model: nn.Module, optimizer: Optimizer, block_classes: set[str]) -> None:

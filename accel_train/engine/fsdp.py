@@ -36,7 +36,9 @@ class FullyShardedDataParallel2(TorchOptimizerEngine):
     def _check_active(self) -> None:
         whole = [name for name, p in self.model.named_parameters() if not isinstance(p, DTensor)]
         if whole or not isinstance(self.model, FSDPModule):
-            raise UserError(f"engine fsdp2 was asked for, but {len(whole)} parameters are not sharded, for example {whole[:3]}.")
+            raise UserError(
+                f"engine fsdp2 was asked for, but {len(whole)} parameters are not sharded, for example {whole[:3]}."
+            )
 
     def set_sync(self, last: bool) -> None:
         assert isinstance(self.model, FSDPModule)

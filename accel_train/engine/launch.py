@@ -35,7 +35,9 @@ def read_launch(config: RunConfig) -> Launch:
         if device not in ("none", "cpu"):
             raise UserError(f"The launcher offloads the optimizer to {device!r}; only 'cpu' and 'none' are supported.")
     elif offload:
-        raise UserError(f"zero.offload_optimizer is true, but the engine is {engine}. Set engine to zero1, zero2 or zero3.")
+        raise UserError(
+            f"zero.offload_optimizer is true, but the engine is {engine}. Set engine to zero1, zero2 or zero3."
+        )
     _refuse_contradictions(config)
     return Launch(
         engine=engine,
@@ -54,12 +56,16 @@ def _engine_of_launcher() -> str | None:
     if _is_true("ACCELERATE_USE_DEEPSPEED"):
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         if stage not in ("1", "2", "3"):
-            raise UserError(f"ACCELERATE_DEEPSPEED_ZERO_STAGE is {stage!r}; the rule is 1, 2 or 3. For stage 0 use engine ddp.")
+            raise UserError(
+                f"ACCELERATE_DEEPSPEED_ZERO_STAGE is {stage!r}; the rule is 1, 2 or 3. For stage 0 use engine ddp."
+            )
         return f"zero{stage}"
     if _is_true("ACCELERATE_USE_FSDP"):
         version = os.environ.get("FSDP_VERSION", "1")
         if version != "2":
-            raise UserError(f"FSDP_VERSION is {version!r}; only FSDP2 is supported. Set fsdp_version: 2 in the launch file.")
+            raise UserError(
+                f"FSDP_VERSION is {version!r}; only FSDP2 is supported. Set fsdp_version: 2 in the launch file."
+            )
         return "fsdp2"
     return None
 
@@ -79,7 +85,9 @@ def _refuse_contradictions(config: RunConfig) -> None:
     ):
         value = os.environ.get(name, allowed[0])
         if value.lower() not in allowed:
-            raise UserError(f"The launcher sets {name}={value}, which would be ignored: {remedy}. Take it out of the launch file.")
+            raise UserError(
+                f"The launcher sets {name}={value}, which would be ignored: {remedy}. Take it out of the launch file."
+            )
 
 
 def ensure_rendezvous(launch: Launch) -> None:

@@ -64,10 +64,17 @@ class Zero(Engine):
 
     def _check_active(self) -> None:
         engine = self.deepspeed
-        found = (engine.zero_optimization_stage(), engine.dp_world_size, engine.gradient_clipping(), engine.gradient_accumulation_steps())
+        found = (
+            engine.zero_optimization_stage(),
+            engine.dp_world_size,
+            engine.gradient_clipping(),
+            engine.gradient_accumulation_steps(),
+        )
         wanted = (self.stage, self.world_size, 0.0, 1)
         if found != wanted:
-            raise UserError(f"DeepSpeed runs with (stage, ranks, clipping, accumulation) = {found}, asked for were {wanted}.")
+            raise UserError(
+                f"DeepSpeed runs with (stage, ranks, clipping, accumulation) = {found}, asked for were {wanted}."
+            )
 
     def set_sync(self, last: bool) -> None:
         self.deepspeed.set_gradient_accumulation_boundary(last)
@@ -78,7 +85,9 @@ class Zero(Engine):
     def gradients(self) -> Gradients:
         groups: Gradients = [[] for _ in self.optimizer.param_groups]
         if self.launch.offload_optimizer:
-            flats = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
+            flats = (
+                self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
+            )
             for index, flat in enumerate(flats):
                 if flat.grad is not None and flat.grad.numel():
                     groups[self._group_of(index)].append(flat.grad)
@@ -96,13 +105,14 @@ class Zero(Engine):
             raise RuntimeError("ZeRO skipped an update although the gradient was finite; its state can't be trusted.")
 
     def discard_gradients(self) -> None:
-        # DeepSpeed clears everything itself when it meets an overflow, so it is given one.
-        for pieces in self.gradients():
-            for piece in pieces:
-                piece.fill_(float("inf"))
+        # DeepSpeed clears everything itself when it meets an overflow, so it is given one. ZeRO-3 uses the buffers again and
+        # looks at their padding too, so they don't keep it.
+        pieces = [piece for group in self.gradients() for piece in group]
+        torch._foreach_add_(pieces, float("inf"))
         self.deepspeed.step()
         if not self.zero.overflow:
             raise RuntimeError("ZeRO updated the weights from a gradient that was to be discarded.")
+        torch._foreach_zero_(pieces)
 
     def shards(self, state_names: tuple[str, ...]) -> Iterator[Shard]:
         yield from self._sharded_by_rows(state_names) if self.stage == 3 else self._flat_partitions(state_names)
@@ -131,7 +141,13 @@ class Zero(Engine):
                     yield self._shard(parameter, tuple(parameter.ds_shape), start, flat.data[piece], state, piece)
 
     def _shard(
-        self, parameter: nn.Parameter, shape: tuple[int, ...], offset: int, weight: Tensor, state: dict[str, Tensor], piece: slice
+        self,
+        parameter: nn.Parameter,
+        shape: tuple[int, ...],
+        offset: int,
+        weight: Tensor,
+        state: dict[str, Tensor],
+        piece: slice,
     ) -> Shard:
         held = {key: value[piece] for key, value in state.items()}
         return Shard(self._parameter_names[id(parameter)], shape, offset, weight, held)
@@ -167,7 +183,9 @@ class Zero(Engine):
         for index, flat in enumerate(self.zero.fp32_partitioned_groups_flat):
             self.zero.fp16_partitioned_groups_flat[index].data.copy_(flat.data)
             pieces = self.zero.fp16_partitioned_groups[index]
-            for piece, fresh in zip(pieces, self.zero.unflatten(self.zero.fp16_partitioned_groups_flat[index], pieces), strict=True):
+            for piece, fresh in zip(
+                pieces, self.zero.unflatten(self.zero.fp16_partitioned_groups_flat[index], pieces), strict=True
+            ):
                 piece.data = fresh.data
         # Small parameters stay gathered between steps; gather them again from the loaded partitions.
         if self.zero.persistent_parameters:

@@ -15,11 +15,12 @@ from accel_train.losses.contrastive import info_nce, sigmoid_loss
 from accel_train.metrics.retrieval import recall_at
 from accel_train.models.build import build_contrastive_model
 from accel_train.models.contrastive_model import ContrastiveModel
-from accel_train.models.export import save_pretrained
+from accel_train.models.export import load_pretrained_weights, save_pretrained
 from accel_train.models.pretrained import building_on_meta
 from accel_train.tasks.task import Batch, Task
 
 RECALL_AT = (1, 5, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 class ContrastiveTask(Task):
@@ -29,6 +30,11 @@ class ContrastiveTask(Task):
     splits_loss: ClassVar[bool] = True
     shared_outputs: ClassVar[frozenset[str]] = frozenset({"logit_scale", "logit_bias"})
     loss_columns: ClassVar[tuple[str, ...]] = ("image_key", "text_key")
+    score_names: ClassVar[tuple[str, ...]] = (
+        *(f"{direction}_recall@{k}" for direction in DIRECTIONS for k in RECALL_AT),
+        *(f"{direction}_mean_recall" for direction in DIRECTIONS),
+        "mean_recall",
+    )
     output_inputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "image_features": ("pixel_values",),
         "text_features": ("input_ids", "attention_mask"),
@@ -89,6 +95,10 @@ class ContrastiveTask(Task):
 
     def train_metrics(self, outputs: Batch) -> dict[str, Any]:
         return {"temperature": 1 / outputs["logit_scale"].item()}
+
+    def load_pretrained(self, model: nn.Module, folder: str) -> None:
+        assert isinstance(model, ContrastiveModel)
+        load_pretrained_weights(model, folder, self.config)
 
     def export(self, model: nn.Module, folder: str) -> None:
         """A Hugging Face folder with the model, its image processor and its tokenizer."""

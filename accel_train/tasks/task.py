@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from accel_train.config.schema import RunConfig
 from accel_train.data.dataset import Dataset
+from accel_train.errors import UserError
 
 Batch = dict[str, Tensor]
 
@@ -30,6 +31,8 @@ class Task(ABC):
     splits_loss: ClassVar[bool] = False
     """Under `cached`: True if `losses` takes only the rows named by `batch["anchors"]` (start, stop), so that ranks share
     the work and their losses add up. False: every rank computes the whole loss."""
+    score_names: ClassVar[tuple[str, ...]] = ()
+    """Every score that `scores` gives, so that `evaluation.best_score` is checked before the first step."""
     output_inputs: ClassVar[dict[str, tuple[str, ...]]] = {}
     """For each output, the batch columns that only it needs. An output that needs no gradient (a frozen tower) is left out
     of the second pass of `cached` by leaving out these columns."""
@@ -73,6 +76,10 @@ class Task(ABC):
         """Further values to log from one step's outputs, such as the temperature."""
         return {}
 
+    def load_pretrained(self, model: nn.Module, folder: str) -> None:
+        """Fills a built model with the weights of a Hugging Face folder. Raises UserError where they don't fit."""
+        raise UserError(f"initialize_from: {type(self).__name__} reads checkpoints only; {folder} is not one.")
+
     def export(self, model: nn.Module, folder: str) -> None:
         """Writes a Hugging Face folder that `from_pretrained` loads."""
-        raise TypeError(f"{type(self).__name__} does not say how to export its model.")
+        raise UserError(f"{type(self).__name__} does not say how to export its model.")

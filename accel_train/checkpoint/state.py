@@ -1,0 +1,26 @@
+"""Everything the loop knows beyond weights and optimizer state, small enough to read."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Learning rate, order of samples and random draws are functions of `step`, so none of them is stored."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    samples: int = 0
+    """Samples trained on, each one counted every time it was used."""
+    unreadable: int = 0
+    """Samples skipped because they could not be read."""
+    loss_scale: float = 1.0
+    """fp16 only."""
+    steps_since_overflow: int = 0
+    first_scores: dict[str, float] = field(default_factory=dict)
+    """Scores before the first step."""
+    best_score: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    evaluated_at: int | None = None
+    """Step of the last evaluation, so that a resumed run does not repeat it."""
+    stopped_early: bool = False

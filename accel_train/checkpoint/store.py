@@ -1,0 +1,223 @@
+"""Saving and resuming. A checkpoint is complete or absent: written aside, synced, hashed, renamed, then old ones pruned."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from accel_train.checkpoint import files
+from accel_train.checkpoint.files import DamagedCheckpoint, Reader
+from accel_train.checkpoint.state import TrainState
+from accel_train.engine.engine import Engine
+from accel_train.engine.shards import Shard
+from accel_train.errors import CheckFailed, UserError
+from accel_train.run_log import RunLog
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every method is called by all ranks together."""
+
+    def __init__(
+        self, run_dir: Path, engine: Engine, log: RunLog, *, keep_last: int, state_names: tuple[str, ...]
+    ) -> None:
+        self.root = run_dir / "checkpoints"
+        self.engine = engine
+        self.log = log
+        self.keep_last = keep_last
+        self.state_names = state_names
+
+    def save(self, state: TrainState, about: dict[str, Any]) -> Path:
+        """Writes a checkpoint of this step, unless it is there already. `about` goes into state.json as it is.
+
+        Raises CheckFailed on every rank if any rank could not write; older checkpoints are untouched then.
+        """
+        final = self.root / folder_name(state.step)
+        if self.engine.gather_objects(final.exists())[0]:
+            return final
+        aside = self.root / f".{final.name}.partial"
+        self._together("make the folder", self._make_aside, aside)
+        written = self._together("write its part", self._write, aside)
+        records, indexes = zip(*written, strict=True)
+        self._together(
+            "publish it", self._publish, aside, final, state, about, list(records), files.joined_index(indexes)
+        )
+        return final
+
+    def _make_aside(self, aside: Path) -> None:
+        if self.engine.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+
+    def _write(self, aside: Path) -> tuple[files.FileRecord, files.Index]:
+        buffers = _persistent_buffers(self.engine) if self.engine.is_main else {}
+        return files.write_pieces(aside, self.engine.rank, self._owned(), buffers)
+
+    def _owned(self) -> Iterator[Shard]:
+        """This rank's shards; where all ranks hold the same, each takes a share of about equal size."""
+        load = [0] * self.engine.world_size
+        for shard in self.engine.shards(self.state_names):
+            owner = load.index(min(load)) if shard.replicated else self.engine.rank
+            if shard.replicated:
+                load[owner] += shard.weight.numel()
+            if owner == self.engine.rank:
+                yield shard
+
+    def _publish(
+        self,
+        aside: Path,
+        final: Path,
+        state: TrainState,
+        about: dict[str, Any],
+        records: list[files.FileRecord],
+        index: files.Index,
+    ) -> None:
+        if not self.engine.is_main:
+            return
+        files.write_json(aside / files.INDEX_FILE, index)
+        content = {
+            "format": files.FORMAT,
+            **asdict(state),
+            "engine": self.engine.launch.engine,
+            "world_size": self.engine.world_size,
+            "optimizer_steps": self.engine.optimizer_steps(),
+            "versions": {name: version(name) for name in ("accel_train", "torch", "accelerate", "transformers")},
+            **about,
+            "files": [asdict(record) for record in [files.record_of(aside / files.INDEX_FILE), *records]],
+        }
+        files.write_json(aside / files.STATE_FILE, content)
+        files.sync(aside)
+        aside.rename(final)
+        files.sync(self.root)
+        point(self.root / "latest", final)
+        if state.best_step == state.step:
+            point(self.root / "best", final)
+        self._prune(state)
+
+    def _prune(self, state: TrainState) -> None:
+        best = self.root / "best"
+        kept = {best.resolve().name} if best.exists() else set()
+        for folder in all_folders(self.root)[self.keep_last :]:
+            if folder.name not in kept:
+                # Renamed first, so that a kill in the middle leaves no checkpoint that looks whole.
+                doomed = folder.with_name(f".{folder.name}.deleted")
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
+        for leftover in self.root.glob(".step_*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _together(self, what: str, action: Any, *arguments: Any) -> list[Any]:
+        """Runs an action on every rank and agrees on the outcome; returns every rank's result."""
+        try:
+            outcome = (None, action(*arguments))
+        except OSError as error:
+            outcome = (f"{error.strerror or error} ({error.filename})" if error.filename else str(error), None)
+        outcomes = self.engine.gather_objects(outcome)
+        failed = [f"rank {rank} could not {what}: {error}" for rank, (error, _) in enumerate(outcomes) if error]
+        if failed:
+            if self.engine.is_main:
+                for leftover in self.root.glob(".step_*.partial"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            newest = all_folders(self.root)
+            raise CheckFailed(
+                f"The checkpoint was not saved: {'; '.join(failed)}. The last good one is "
+                f"{newest[0] if newest else 'none'}. Free space or mend the disk, then start the same command again."
+            )
+        return [result for _, result in outcomes]
+
+    def newest_valid(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, and its state.json; damaged ones are named and passed over.
+
+        Raises UserError if there are checkpoints and none is whole: training from scratch would bury them.
+        """
+        found = self.engine.gather_objects([folder.name for folder in all_folders(self.root)])[0]
+        for name in found:
+            folder = self.root / name
+            problems = [problem for problem in self.engine.gather_objects(self._damage(folder)) if problem]
+            if not problems:
+                return folder, files.read_state(folder)
+            self.log.say(f"warning: checkpoint {name} is damaged and passed over: {problems[0]}")
+        if found:
+            raise UserError(
+                f"{self.root}: none of the {len(found)} checkpoints is whole. Restore one, or move the folder away to start anew."
+            )
+        return None
+
+    def _damage(self, folder: Path) -> str | None:
+        """What this rank's share of the files shows, or None."""
+        try:
+            state = files.read_state(folder)
+            files.check_files(folder, state, slice(self.engine.rank, None, self.engine.world_size))
+        except (DamagedCheckpoint, KeyError, TypeError) as error:
+            return str(error)
+        return None
+
+    def load(self, folder: Path, saved: dict[str, Any]) -> TrainState:
+        """Copies a checkpoint, from any engine and number of ranks, into the engine; returns the training state."""
+        reader = Reader(folder)
+        for shard in self.engine.shards(self.state_names):
+            for kind, piece in {files.WEIGHT: shard.weight, **shard.state}.items():
+                _check_shape(reader, kind, shard.name, shard.shape, folder)
+                reader.read_into(piece, kind, shard.name, shard.offset)
+        for name, buffer in _persistent_buffers(self.engine).items():
+            _check_shape(reader, files.BUFFER, name, tuple(buffer.shape), folder)
+            reader.read_into(buffer.view(-1), files.BUFFER, name, 0)
+        self.engine.finish_loading(saved["optimizer_steps"])
+        self.engine.barrier()
+        return TrainState(**{name: saved[name] for name in TrainState.__slots__})
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Whole parameters and buffers of a checkpoint by name, on the CPU. Raises UserError if it is damaged."""
+    try:
+        files.check_files(folder, files.read_state(folder))
+    except DamagedCheckpoint as damage:
+        raise UserError(f"{folder} can't be used: {damage}") from damage
+    reader = Reader(folder)
+    return {
+        name: reader.read(kind, name) for kind in (files.WEIGHT, files.BUFFER) for name in reader.index.get(kind, {})
+    }
+
+
+def folder_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def all_folders(root: Path) -> list[Path]:
+    """Published checkpoints, newest first."""
+    return sorted(root.glob("step_" + "[0-9]" * 8), reverse=True)
+
+
+def point(link: Path, folder: Path) -> None:
+    """Makes `latest` or `best` point at a checkpoint, in one step."""
+    fresh = link.with_name(f".{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    os.symlink(folder.name, fresh)
+    fresh.replace(link)
+
+
+def _check_shape(reader: Reader, kind: str, name: str, shape: Iterable[int], folder: Path) -> None:
+    found = reader.shape(kind, name)
+    if found is None:
+        raise UserError(
+            f"{folder} holds no {kind} of {name}: the model or its frozen layers changed. To start from these weights with a "
+            "fresh optimizer use initialize_from and another run_dir."
+        )
+    if found != tuple(shape):
+        raise UserError(
+            f"{folder}: {name} has shape {found} there and {tuple(shape)} in the model of this configuration."
+        )
+
+
+def _persistent_buffers(engine: Engine) -> dict[str, Tensor]:
+    """Buffers that state_dict would hold, found without touching sharded parameters."""
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, module in engine.bare_model().named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }

@@ -1,0 +1,58 @@
+"""Scores of a whole split, computed over all ranks, each sample counted once."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from accel_train.config.schema import RunConfig
+from accel_train.data.loader import evaluation_batches
+from accel_train.engine.engine import Engine
+from accel_train.optim.param_groups import set_train_mode
+from accel_train.tasks.task import Task
+
+
+@dataclass(slots=True)
+class Evaluation:
+    scores: dict[str, float]
+    predictions: dict[str, Tensor]
+    """Rows of the whole split on the CPU; empty except on rank 0."""
+
+
+@torch.no_grad()
+def evaluate(engine: Engine, task: Task, split: str, config: RunConfig) -> Evaluation:
+    """Runs the split through the model and scores it on rank 0; every rank returns the same scores.
+
+    Recall and rank correlations are not averages over batches, so predictions are joined first and scored once.
+    """
+    bare = engine.bare_model()
+    bare.eval()
+    kept: dict[str, list[Tensor]] = {}
+    for dataset in task.evaluation_sets(split):
+        batches = evaluation_batches(
+            dataset,
+            rank=engine.rank,
+            world_size=engine.world_size,
+            batch_size=config.evaluation.batch_size or config.data.micro_batch_size,
+            num_workers=config.data.num_workers,
+            start_method=config.data.worker_start_method,
+        )
+        for batch in batches:
+            batch = task.add_to_batch(engine.to_device(batch))
+            rows = batch.pop("row")
+            found = {**task.predictions(engine.model(batch), batch), "row": rows}
+            _keep(engine, found, kept)
+    set_train_mode(bare)
+    predictions = {name: torch.cat(pieces) for name, pieces in kept.items()}
+    scores = engine.gather_objects(task.scores(predictions, split) if engine.is_main else None)[0]
+    return Evaluation(scores, predictions)
+
+
+def _keep(engine: Engine, found: dict[str, Tensor], kept: dict[str, list[Tensor]]) -> None:
+    """Joins the ranks' rows and drops the ones that only fill up a rank's last batches."""
+    counts = [row[0] for row in engine.exchange([len(found["row"])])]
+    real = engine.gather_rows(found.pop("row"), counts) >= 0
+    for name, column in found.items():
+        joined = engine.gather_rows(column, counts)
+        if engine.is_main:
+            kept.setdefault(name, []).append(joined[real].cpu())

@@ -1,0 +1,95 @@
+"""Where a run starts from: which checkpoints it may go on from, and weights from elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from accel_train.checkpoint.store import all_folders, load_weights
+from accel_train.config.load import config_changes
+from accel_train.config.schema import RunConfig
+from accel_train.errors import UserError
+from accel_train.run_log import RunLog
+from accel_train.tasks.task import Task
+
+FIXED = (
+    "seed",
+    "task",
+    "model.",
+    "loss.",
+    "dropout",
+    "optimizer.name",
+    "data.global_batch_size",
+    "data.shuffle",
+    "data.last_batch",
+    "data.train_split",
+    "data.image_size",
+    "data.resize",
+    "data.max_text_length",
+    "data.augmentation.",
+)
+"""Keys that decide which samples make up a step and what is computed from them. A run keeps them to its end."""
+
+
+def about_run(config: RunConfig, dataset_fingerprint: str) -> dict[str, Any]:
+    """What a checkpoint remembers of its run, to compare at a resume."""
+    return {"about": {"config": config.model_dump(mode="json"), "dataset_fingerprint": dataset_fingerprint}}
+
+
+def check_resumable(saved: dict[str, Any], config: RunConfig, dataset_fingerprint: str, log: RunLog) -> None:
+    """Refuses a resume that would not be the same run, and says every other difference aloud. Raises UserError."""
+    if saved["dataset_fingerprint"] != dataset_fingerprint:
+        raise UserError(
+            f"data.path: {config.data.path} holds other training samples than the ones {config.run_dir} was trained on, so the "
+            "order would change. Restore the dataset, or start a new run_dir with initialize_from."
+        )
+    changes = config_changes(saved["config"], config.model_dump(mode="json"))
+    forbidden = [change for change in changes if change[0].startswith(FIXED)]
+    if forbidden:
+        listed = "; ".join(f"{path} was {old!r}, is {new!r}" for path, old, new in forbidden)
+        raise UserError(
+            f"{config.run_dir} can't be resumed with another configuration: {listed}. Restore these values, or start a new run_dir "
+            "with initialize_from."
+        )
+    for path, old, new in changes:
+        if path != "run_dir":
+            log.say(f"changed since the checkpoint: {path} was {old!r}, is {new!r}")
+
+
+def load_initial_weights(task: Task, model: nn.Module, source: str, log: RunLog) -> None:
+    """`initialize_from`: weights of another run, of a checkpoint, or of a folder that the model's own format reads."""
+    folder = checkpoint_folder(Path(source))
+    if folder is None:
+        task.load_pretrained(model, source)
+        log.say(f"weights from {source}")
+        return
+    copy_weights(model, folder)
+    log.say(f"weights from {folder}")
+
+
+def checkpoint_folder(source: Path, which: str = "best") -> Path | None:
+    """The checkpoint that a path means: itself, or a run's `best` or `latest` one, or `step_XXXXXXXX`. None if it is neither.
+
+    `best` is `latest` where a run has not evaluated.
+    """
+    if (source / "state.json").is_file():
+        return source
+    root = source / "checkpoints"
+    if not root.is_dir():
+        return None
+    named = root / which
+    if which == "best" and not named.exists():
+        named = root / "latest"
+    if named.is_dir():
+        return named.resolve()
+    raise UserError(
+        f"{source} has no checkpoint {which!r}. There are: {', '.join(f.name for f in all_folders(root)) or 'none'}."
+    )
+
+
+def copy_weights(model: nn.Module, folder: Path) -> None:
+    """Copies a checkpoint's weights into a whole model, strictly by name and shape. Raises UserError."""
+    try:
+        model.load_state_dict(load_weights(folder))
+    except RuntimeError as error:
+        raise UserError(f"{folder} does not fit the model of this configuration: {error}") from error

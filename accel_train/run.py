@@ -1,0 +1,38 @@
+"""The parts of one run, as the loop and what it calls see them."""
+
+from dataclasses import dataclass, field
+
+from accel_train.checkpoint.state import TrainState
+from accel_train.checkpoint.store import Checkpoints
+from accel_train.config.schema import RunConfig, interval_in_steps
+from accel_train.data.order import Order
+from accel_train.engine.engine import Engine
+from accel_train.optim.param_groups import GroupPlan
+from accel_train.run_log import RunLog
+from accel_train.signals import StopRequest
+from accel_train.tasks.task import Task
+
+
+@dataclass(slots=True)
+class Run:
+    """The parts of one run. Only `state` changes while it trains."""
+
+    config: RunConfig
+    engine: Engine
+    task: Task
+    plan: GroupPlan
+    order: Order
+    dataset_fingerprint: str
+    log: RunLog
+    checkpoints: Checkpoints
+    total_steps: int
+    stop: StopRequest
+    state: TrainState = field(default_factory=TrainState)
+
+    def is_due(self, interval: str | None) -> bool:
+        every = interval and interval_in_steps(interval, self.order.steps_per_epoch)
+        return self.is_finished or bool(every and self.state.step % every == 0)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state.step >= self.total_steps or self.state.stopped_early

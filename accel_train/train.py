@@ -1,0 +1,289 @@
+"""Training, in order: build, prepare, resume, loop. Read this file first."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from accel_train.checkpoint.store import Checkpoints
+from accel_train.config.load import dump_config
+from accel_train.config.rules import check_last_batch, num_micro_batches
+from accel_train.config.schema import RunConfig
+from accel_train.data.loader import Step, train_steps
+from accel_train.data.order import Order
+from accel_train.engine.build import build_engine
+from accel_train.engine.engine import Engine
+from accel_train.errors import CheckFailed, Stopped, UserError
+from accel_train.judge import evaluate_and_judge
+from accel_train.models.blocks import checkpoint_activations, compile_blocks, repeated_blocks
+from accel_train.models.dropout import install_per_sample_dropout
+from accel_train.optim.clip import clip_factors, total_norm
+from accel_train.optim.optimizers import make_optimizer, state_names
+from accel_train.optim.param_groups import GroupPlan, freeze, plan_groups, set_train_mode
+from accel_train.optim.schedule import lr_scale
+from accel_train.progress import Meter, step_summary
+from accel_train.randomness import forward_randomness, seed_everything
+from accel_train.resume import about_run, check_resumable, load_initial_weights
+from accel_train.run import Run
+from accel_train.run_log import RunLog
+from accel_train.signals import StopRequest
+from accel_train.step import StepLosses, forward_backward
+from accel_train.tasks.build import build_task
+from accel_train.tasks.task import Task
+
+FIRST_LOSS_SCALE = 2.0**16
+STEPS_TO_DOUBLE_LOSS_SCALE = 2000
+
+
+def train(config: RunConfig, *, fresh: bool = False) -> dict[str, float]:
+    """Trains to the end and returns the last scores. Raises UserError, CheckFailed, or Stopped after a signal."""
+    engine = build_engine(config)
+    stop = StopRequest()
+    with stop.listening():
+        log = RunLog(Path(config.run_dir), is_main=engine.is_main, rank=engine.rank)
+        try:
+            run = set_up(config, engine, log, stop, fresh=fresh)
+            return loop(run)
+        finally:
+            log.close()
+            engine.close()
+
+
+def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *, fresh: bool) -> Run:
+    """Builds everything and brings it to where training goes on.
+
+    Weights come from the first of these that is there: this run's newest valid checkpoint, `initialize_from`, the pretrained
+    folders of the model, the seed.
+    """
+    num_micro_batches(config, engine.world_size)
+    task = build_task(config)
+    seed_everything(config.seed)
+    model = task.build_model()
+    # Groups come before `prepare`: parameter names are the model's own.
+    plan = plan_groups(model, config.optimizer)
+    freeze(model, plan)
+    dataset = task.build_dataset(config.data.train_split)
+    check_last_batch(config, len(dataset), engine.world_size)
+    order = Order(
+        len(dataset),
+        config.data.global_batch_size,
+        seed=config.seed,
+        shuffle=config.data.shuffle,
+        last_batch=config.data.last_batch,
+    )
+    checkpoints = Checkpoints(
+        Path(config.run_dir),
+        engine,
+        log,
+        keep_last=config.checkpoint.keep_last,
+        state_names=state_names(config.optimizer),
+    )
+    resumed = checkpoints.newest_valid()
+    if resumed and fresh:
+        raise UserError(
+            f"run_dir: {config.run_dir} holds checkpoints and --fresh was given; nothing is overwritten. Choose another run_dir."
+        )
+    if resumed:
+        check_resumable(resumed[1]["about"], config, dataset.fingerprint, log)
+    elif config.initialize_from is not None:
+        load_initial_weights(task, model, config.initialize_from, log)
+
+    prepare(engine, model, plan, config)
+    total_steps = config.max_steps or (config.num_epochs or 0) * order.steps_per_epoch
+    run = Run(config, engine, task, plan, order, dataset.fingerprint, log, checkpoints, total_steps, stop)
+    if resumed:
+        run.state = checkpoints.load(*resumed)
+        log.say(f"resuming from {resumed[0]} at step {run.state.step} of {total_steps}")
+    elif config.precision == "fp16":
+        run.state.loss_scale = FIRST_LOSS_SCALE
+    log.rewind(run.state.step if resumed else -1)
+    if engine.is_main:
+        (Path(config.run_dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    engine.start_trackers(config.model_dump())
+    return run
+
+
+def prepare(engine: Engine, model: nn.Module, plan: GroupPlan, config: RunConfig) -> None:
+    """Puts a model whose groups are planned into the engine, with its optimizer."""
+    if config.dropout == "per_sample":
+        install_per_sample_dropout(model)
+    if config.compute.activation_checkpointing:
+        checkpoint_activations(model)
+    block_classes = {type(block).__name__ for _, block in repeated_blocks(model)}
+    optimizer = make_optimizer(model, plan, config.optimizer, fused=engine.can_fuse)
+    engine.prepare(model, optimizer, precision=config.precision, block_classes=block_classes)
+    if config.compute.compile:
+        compile_blocks(engine.bare_model())
+    set_train_mode(engine.bare_model())
+
+
+def loop(run: Run) -> dict[str, float]:
+    """From the present step to the last one."""
+    config, engine, state = run.config, run.engine, run.state
+    scores: dict[str, float] = {}
+    if run.is_finished:
+        run.log.say(f"{config.run_dir} is complete: {state.step} of {run.total_steps} steps. Nothing to do.")
+        return scores
+    if state.step == 0 and config.evaluation.at_start and config.data.valid_split is not None:
+        scores = evaluate_and_judge(run)
+    run.log.start_progress(run.total_steps, state.step)
+    meter = Meter(engine.device)
+    for batch in meter.waiting_for(global_batches(run)):
+        counts = agree_on_rows(run, batch)
+        set_learning_rates(run)
+        losses, norms = take_step(run, batch, counts)
+        state.step += 1
+        state.samples += sum(counts)
+        meter.count(sum(counts))
+        summary = log_step(run, batch.epoch, losses, norms, meter) if run.is_due(config.log.log_every) else None
+        run.log.progress(state.step, summary)
+        if config.data.valid_split is not None and run.is_due(config.evaluation.evaluate_every):
+            scores = evaluate_and_judge(run)
+            meter.restart()
+        stopping = asked_to_stop(run)
+        if stopping or run.is_due(config.checkpoint.save_every):
+            run.checkpoints.save(state, about_run(config, run.dataset_fingerprint))
+            meter.restart()
+        if run.is_finished:
+            break
+        if stopping:
+            raise Stopped(
+                f"stopped by {stopping} at step {state.step} of {run.total_steps}; a checkpoint was written and the same command goes on."
+            )
+    run.log.stop_progress()
+    return scores
+
+
+def global_batches(run: Run) -> Iterator[Step]:
+    """This rank's share of every global batch from the present step on."""
+    return train_steps(
+        run.task.build_dataset(run.config.data.train_split),
+        run.order,
+        run.config.data,
+        rank=run.engine.rank,
+        world_size=run.engine.world_size,
+        first_step=run.state.step,
+        last_step=run.total_steps,
+        seed=run.config.seed,
+        pin_memory=run.engine.device.type == "cuda",
+    )
+
+
+def agree_on_rows(run: Run, batch: Step) -> list[int]:
+    """Every rank's number of rows in this global batch. Names unreadable samples and enforces their budget. Raises UserError."""
+    mine = [sum(len(part["sample_id"]) for part in batch.micro_batches), len(batch.unreadable)]
+    everyone = run.engine.exchange(mine)
+    new = sum(unreadable for _, unreadable in everyone)
+    if new:
+        for reasons in run.engine.gather_objects(batch.unreadable):
+            for reason in reasons:
+                run.log.say(f"warning: step {batch.step}: skipped a sample that can't be read: {reason}")
+        run.state.unreadable += new
+        budget = run.config.data.max_unreadable_samples
+        if run.state.unreadable > budget:
+            raise UserError(
+                f"{run.state.unreadable} samples can't be read, and data.max_unreadable_samples is {budget}. They are named above. "
+                "Mend or remove them (`accel-train import` checks every record), or raise the budget."
+            )
+    if not all(rows for rows, _ in everyone):
+        raise UserError(
+            f"step {batch.step}: a rank has no readable sample left. Use fewer ranks or a larger global_batch_size."
+        )
+    return [rows for rows, _ in everyone]
+
+
+def set_learning_rates(run: Run) -> None:
+    """Writes base_lr x scale(step) into every group."""
+    scale = lr_scale(
+        run.state.step, run.config.schedule, total_steps=run.total_steps, steps_per_epoch=run.order.steps_per_epoch
+    )
+    for group in run.engine.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * scale
+
+
+def take_step(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Tensor]:
+    """Gradients, clipping and update. Returns the losses and every group's gradient norm before clipping.
+
+    An fp16 overflow takes the same global batch again with half the loss scale, so it costs time and no step. A gradient
+    that is not finite otherwise stops all ranks before the optimizer sees it (CheckFailed).
+    """
+    engine, config, state = run.engine, run.config, run.state
+    micro_batches = [run.task.add_to_batch(engine.to_device(part)) for part in batch.micro_batches]
+
+    def draw(j: int) -> AbstractContextManager[None]:
+        return forward_randomness(
+            seed=config.seed,
+            step=state.step,
+            position=batch.positions[j],
+            sample_ids=micro_batches[j]["sample_id"],
+            per_sample=config.dropout == "per_sample",
+        )
+
+    while True:
+        engine.loss_scale = state.loss_scale
+        losses = forward_backward(engine, run.task, micro_batches, counts, draw)
+        engine.unscale()
+        norms = engine.grad_norms()
+        if torch.isfinite(norms).all():
+            break
+        if state.loss_scale <= 1:
+            refuse_nonfinite(run, losses, norms)
+        engine.discard_gradients()
+        state.loss_scale /= 2
+        state.steps_since_overflow = 0
+    groups = engine.optimizer.param_groups
+    engine.scale_gradients(
+        clip_factors(
+            norms,
+            [group["tower"] for group in groups],
+            [group["max_grad_norm"] for group in groups],
+            config.optimizer.max_grad_norm,
+        )
+    )
+    engine.step()
+    if config.precision == "fp16":
+        state.steps_since_overflow += 1
+        if state.steps_since_overflow % STEPS_TO_DOUBLE_LOSS_SCALE == 0:
+            state.loss_scale *= 2
+    return losses, norms
+
+
+def refuse_nonfinite(run: Run, losses: StepLosses, norms: Tensor) -> None:
+    """Stops every rank: norms are the same on all of them."""
+    names = [
+        group["name"]
+        for group, norm in zip(run.engine.optimizer.param_groups, norms, strict=True)
+        if not torch.isfinite(norm)
+    ]
+    values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.losses.items())
+    raise CheckFailed(
+        f"step {run.state.step}: the gradient of {len(names)} of {len(norms)} groups is not finite ({', '.join(names[:4])}); losses: "
+        f"{values}. No weight was changed by this step. The last checkpoint is good: lower the learning rate or clip "
+        "(optimizer.max_grad_norm), and start the same command again."
+    )
+
+
+def log_step(run: Run, epoch: int, losses: StepLosses, norms: Tensor, meter: Meter) -> str:
+    """Writes one line of metrics and returns it in words."""
+    values = {"epoch": float(epoch), "loss": sum(float(value) for value in losses.losses.values())}
+    values |= {f"loss/{name}": float(value) for name, value in losses.losses.items()}
+    values |= {name: float(value) for name, value in run.task.train_metrics(losses.outputs).items()}
+    values["grad_norm"] = total_norm(norms)
+    for group, norm in zip(run.engine.optimizer.param_groups, norms.tolist(), strict=True):
+        values[f"lr/{group['name']}"] = group["lr"]
+        values[f"grad_norm/{group['name']}"] = norm
+    if run.config.precision == "fp16":
+        values["loss_scale"] = run.state.loss_scale
+    values |= meter.read()
+    run.log.metrics(run.state.step, "train", values)
+    run.engine.track({f"train/{name}": value for name, value in values.items()}, run.state.step)
+    return step_summary(run.state.step, run.total_steps, epoch, values)
+
+
+def asked_to_stop(run: Run) -> str | None:
+    """The name of a signal that any rank has received, agreed on by all ranks."""
+    received = [row[0] for row in run.engine.exchange([run.stop.signal or 0])]
+    return signal.Signals(max(received)).name if any(received) else None
