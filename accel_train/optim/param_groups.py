@@ -13,6 +13,8 @@ from accel_train.errors import UserError
 from accel_train.optim.towers import Place, assign
 from accel_train.optim.weight_decay import exempt_parameters
 
+NamedParameter = tuple[str, nn.Parameter]
+
 
 @dataclass(frozen=True, slots=True)
 class ParamGroup:
@@ -34,12 +36,28 @@ class ParamGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class FrozenPart:
+    """Parameters of one tower that don't train."""
+
+    tower: str | None
+    """None for parameters that no tower names and that need no gradient by themselves."""
+    param_names: tuple[str, ...]
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """Every parameter of a model is in exactly one group or in `frozen`."""
+    """Every parameter of a model is in exactly one group or in one frozen part."""
 
     groups: list[ParamGroup]
     """In the order of the towers, from input to output. None is empty."""
-    frozen: tuple[str, ...]
+    frozen_parts: list[FrozenPart]
+    """In the order of the towers."""
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of all parameters that don't train."""
+        return tuple(name for part in self.frozen_parts for name in part.param_names)
 
 
 def plan_groups(model: nn.Module, config: OptimizerSection) -> GroupPlan:
@@ -61,11 +79,12 @@ def plan_groups(model: nn.Module, config: OptimizerSection) -> GroupPlan:
     _refuse_train_last(config.towers, num_layers)
     exempt = exempt_parameters(parameters, config)
 
-    frozen: list[str] = []
-    members: dict[tuple[int, int, bool], list[tuple[str, nn.Parameter]]] = {}
+    frozen: dict[int, list[NamedParameter]] = {}
+    members: dict[tuple[int, int, bool], list[NamedParameter]] = {}
     for name, parameter in parameters:
         if name in fixed or not _trains(places[name], config.towers, num_layers):
-            frozen.append(name)
+            tower_index = places[name].tower if name in places else len(config.towers)
+            frozen.setdefault(tower_index, []).append((name, parameter))
             continue
         tower = config.towers[places[name].tower]
         decays = name not in exempt or _weight_decay(tower, config) == 0
@@ -75,23 +94,13 @@ def plan_groups(model: nn.Module, config: OptimizerSection) -> GroupPlan:
         raise UserError(
             "optimizer.towers: all parameters are frozen, so nothing would train. Give a tower an lr above 0."
         )
-    groups = []
-    for index, layer, spared in sorted(members):
-        tower = config.towers[index]
-        group_name = f"{tower.name}.{layer:02d}" if tower.layer_decay < 1 else tower.name
-        groups.append(
-            ParamGroup(
-                name=f"{group_name}.no_decay" if spared and (index, layer, False) in members else group_name,
-                tower=tower.name,
-                layer=layer,
-                param_names=tuple(name for name, _ in members[index, layer, spared]),
-                num_parameters=sum(parameter.numel() for _, parameter in members[index, layer, spared]),
-                lr=tower.lr * tower.layer_decay ** (num_layers[index] - 1 - layer),
-                weight_decay=0.0 if spared else _weight_decay(tower, config),
-                max_grad_norm=tower.max_grad_norm,
-            )
-        )
-    return GroupPlan(groups, tuple(frozen))
+    groups = [_group(config, *key, num_layers[key[0]], members) for key in sorted(members)]
+    towers = [*(tower.name for tower in config.towers), None]
+    parts = [
+        FrozenPart(towers[index], tuple(name for name, _ in frozen[index]), _count(frozen[index]))
+        for index in sorted(frozen)
+    ]
+    return GroupPlan(groups, parts)
 
 
 def freeze(model: nn.Module, plan: GroupPlan) -> None:
@@ -113,6 +122,32 @@ def set_train_mode(model: nn.Module) -> None:
             module.eval()
 
 
+def _group(
+    config: OptimizerSection,
+    index: int,
+    layer: int,
+    spared: bool,
+    num_layers: int,
+    members: dict[tuple[int, int, bool], list[NamedParameter]],
+) -> ParamGroup:
+    tower, own = config.towers[index], members[index, layer, spared]
+    name = f"{tower.name}.{layer:02d}" if tower.layer_decay < 1 else tower.name
+    return ParamGroup(
+        name=f"{name}.no_decay" if spared and (index, layer, False) in members else name,
+        tower=tower.name,
+        layer=layer,
+        param_names=tuple(name for name, _ in own),
+        num_parameters=_count(own),
+        lr=tower.lr * tower.layer_decay ** (num_layers - 1 - layer),
+        weight_decay=0.0 if spared else _weight_decay(tower, config),
+        max_grad_norm=tower.max_grad_norm,
+    )
+
+
+def _count(parameters: list[NamedParameter]) -> int:
+    return sum(parameter.numel() for _, parameter in parameters)
+
+
 def _weight_decay(tower: Tower, config: OptimizerSection) -> float:
     return config.weight_decay if tower.weight_decay is None else tower.weight_decay
 
@@ -132,7 +167,7 @@ def _refuse_train_last(towers: Sequence[Tower], num_layers: list[int]) -> None:
             )
 
 
-def _refuse_emptied(parameters: list[tuple[str, nn.Parameter]]) -> None:
+def _refuse_emptied(parameters: list[NamedParameter]) -> None:
     for name, parameter in parameters:
         if parameter.numel() == 0:
             raise ValueError(f"'{name}' is empty: plan the groups before an engine shards the weights.")

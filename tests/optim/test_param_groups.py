@@ -93,7 +93,9 @@ def test_train_last_freezes_from_the_input() -> None:
 def test_lr_zero_freezes() -> None:
     plan = plan_groups(Toy(), section({"lr": 0.0}))
     assert {group.tower for group in plan.groups} == {"head", "temperature"}
-    assert len(plan.frozen) == 13
+    assert [(part.tower, len(part.param_names), part.num_parameters) for part in plan.frozen_parts] == [
+        ("trunk", 13, 20 + 3 * (4 + 4 + 16 + 4))
+    ]
 
 
 def test_parameter_without_gradient_stays_frozen() -> None:
@@ -103,7 +105,9 @@ def test_parameter_without_gradient_stays_frozen() -> None:
     assert plan.frozen == ("logit_scale",)
     assert "temperature" not in {group.tower for group in plan.groups}
     without_tower = section(towers=section().towers[:2])
-    assert plan_groups(model, without_tower).frozen == ("logit_scale",)
+    assert [(part.tower, part.param_names) for part in plan_groups(model, without_tower).frozen_parts] == [
+        (None, ("logit_scale",))
+    ]
 
 
 def test_no_decay_layers() -> None:
@@ -174,7 +178,7 @@ def test_freeze_sets_requires_grad() -> None:
     plan = plan_groups(model, section({"train_last": 1}))
     freeze(model, plan)
     assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == set(plan.frozen)
-    freeze(model, GroupPlan(plan.groups, ()))
+    freeze(model, GroupPlan(plan.groups, []))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
