@@ -7,6 +7,7 @@ import argparse
 import difflib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -180,11 +181,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _checkpoint(text: str) -> str | int:
-    if text in ("best", "latest"):
+def _checkpoint(text: str) -> str:
+    """The name of a checkpoint, as its folder has it."""
+    if text in ("best", "latest") or re.fullmatch(r"step_\d{8,}", text, re.ASCII):
         return text
     if text.isascii() and text.isdecimal():
-        return int(text)
+        return f"step_{int(text):08d}"
     raise argparse.ArgumentTypeError(f"found {text!r}; it must be best, latest, or a step")
 
 

@@ -28,7 +28,6 @@ _RULES = {
     "dict_type": "a section of `key: value` lines",
     "model_type": "a section of `key: value` lines",
     "model_attributes_type": "a section of `key: value` lines",
-    "invalid_key": "under a key that is text: quote the key",
     "greater_than": "greater than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
@@ -110,7 +109,7 @@ def _path(error: ErrorDetails, values: Any) -> Path:
             continue  # the kind of model
         if _holds(values, part):
             values = values[part]
-        elif not isinstance(values, dict):
+        elif error["type"] != "missing":
             continue  # a member of a union of plain types, such as `list[str]`
         path.append(part)
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):

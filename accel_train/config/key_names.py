@@ -13,6 +13,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "amp": ("precision",),
     "backbone": ("architecture",),
     "batch": ("global_batch_size",),
+    "batchsize": ("global_batch_size",),
     "batch_size": ("global_batch_size",),
     "bs": ("global_batch_size",),
     "checkpoint_every": ("save_every",),
@@ -107,18 +108,18 @@ def nearest_keys(key: str, section: type[Section], where: str) -> list[str]:
     word = key.lower().replace("-", "_")
     own = list(section.model_fields)
     prefix = f"{where}." if where else ""
-    meant = [word, *ALIASES.get(word, ())]
+    aliases = ALIASES.get(word, ())
     # A key that stands in this place only with another `type` is not offered.
     paths = [path for path in dict.fromkeys(all_keys()) if path.rpartition(".")[0] != where]
-    for name in meant:
+    for name in (word, *aliases):
         if name in own:
             return [prefix + name]
     if found := difflib.get_close_matches(word, own, n=1, cutoff=0.7):
         return [prefix + found[0]]
-    for name in meant:
+    for name in (*aliases, word):
         if elsewhere := [path for path in paths if path.rpartition(".")[2] == name]:
             return elsewhere
     if found := difflib.get_close_matches(word, own, n=1, cutoff=0.5):
         return [prefix + found[0]]
     by_name = {path.rpartition(".")[2]: path for path in reversed(paths)}
-    return [by_name[name] for name in difflib.get_close_matches(word, by_name, n=1, cutoff=0.7)]
+    return [by_name[name] for name in difflib.get_close_matches(word, by_name, n=1, cutoff=0.8)]

@@ -38,12 +38,12 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses a key that was given before in the same mapping."""
-        lines: dict[Any, int] = {}
+        """Refuses a key that is no text, and one that was given before in the same mapping."""
+        lines: dict[str, int] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (dict, list)):
-                raise ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if not isinstance(key, str):
+                raise ConstructorError(None, None, f"the key {key!r} must be text: quote it", key_node.start_mark)
             if key in lines:
                 problem = f"key {key!r} is given twice, first in line {lines[key]}"
                 raise ConstructorError(None, None, problem, key_node.start_mark)
@@ -91,6 +91,12 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_sequence(_TAG + "seq", data, flow_style=flow)
 
 
+    def represent_text(self, data: str) -> ScalarNode:
+        """Text with line breaks or control characters is written with escapes, which keep each of them."""
+        return self.represent_scalar(_TAG + "str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_representer(list, _Dumper.represent_flat_list)
 
 
