@@ -14,7 +14,9 @@ def make_config(config_class: type[PretrainedConfig], settings: dict[str, Any], 
     try:
         return config_class(**settings)
     except (StrictDataclassError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: {config_class.__name__} refuses these values. {error}") from error
+        raise UserError(
+            f"{where}: {config_class.__name__} refuses these values. {' '.join(str(error).split())}"
+        ) from error
 
 
 def merge(settings: dict[str, Any], changes: dict[str, Any], known: PretrainedConfig, where: str) -> dict[str, Any]:

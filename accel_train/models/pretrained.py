@@ -59,16 +59,22 @@ def load_model(
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
             **options,
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"{where}: {folder} can't be loaded. {error}") from error
     faults = []
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = sorted(key if isinstance(key, str) else key[0] for key in report[kind])
+    shapes = [f"{name} ({tuple(there)} there, {tuple(here)} here)" for name, there, here in report["mismatched_keys"]]
+    for kind, found in (
+        ("missing", report["missing_keys"]),
+        ("unexpected", report["unexpected_keys"]),
+        ("of another shape", shapes),
+    ):
+        names = sorted(found)
         names = [name for name in names if not name.startswith(ignore) and not name.endswith("position_ids")]
         if names:
-            faults.append(f"{kind.removesuffix('_keys')}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
+            faults.append(f"{kind}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
     if faults:
         raise UserError(f"{where}: the weights in {folder} don't fit {type(model).__name__}. {'; '.join(faults)}.")
     return model

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel
+
+from accel_train.errors import UserError
+from accel_train.models.build import build_contrastive_model
+
+
+@pytest.fixture
+def folder(tiny, make_config, tmp_path: Path) -> Path:
+    CLIPModel(build_contrastive_model(make_config(tiny["clip"])).config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def refusal(folder: Path, make_config) -> str:
+    with pytest.raises(UserError) as caught:
+        build_contrastive_model(make_config({"type": "clip", "pretrained": str(folder)}))
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def change_weights(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_missing_folder_is_not_looked_for_elsewhere(make_config, tmp_path: Path) -> None:
+    assert "is not a folder" in refusal(tmp_path / "openai" / "clip", make_config)
+
+
+def test_incomplete_folders(folder: Path, make_config) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "no .safetensors file. Pickled weights aren't read" in refusal(folder, make_config)
+    (folder / "config.json").write_text("{")
+    (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
+    assert "config.json is not valid JSON" in refusal(folder, make_config)
+    (folder / "config.json").unlink()
+    assert "has no config.json" in refusal(folder, make_config)
+
+
+def test_a_truncated_weight_file(folder: Path, make_config) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    assert "can't be loaded" in refusal(folder, make_config)
+
+
+def test_missing_weights_are_named(folder: Path, make_config) -> None:
+    change_weights(folder, lambda weights: weights.pop("visual_projection.weight"))
+    assert "missing: visual_projection.weight" in refusal(folder, make_config)
+
+
+def test_weights_left_over_are_named(folder: Path, make_config) -> None:
+    change_weights(folder, lambda weights: weights.update({"visual_projction.weight": torch.zeros(2)}))
+    assert "unexpected: visual_projction.weight" in refusal(folder, make_config)
+
+
+def test_weights_of_another_shape_are_named(folder: Path, make_config) -> None:
+    change_weights(folder, lambda weights: weights.update({"visual_projection.weight": torch.zeros(3, 3)}))
+    assert "of another shape: visual_projection.weight ((3, 3) there, (16, 32) here)" in refusal(folder, make_config)
