@@ -26,6 +26,8 @@ class ParamGroup:
     tower: str
     layer: int
     """Number of the layer in its tower, 0 nearest the input; the last layer, where the group holds several."""
+    num_layers: int
+    """Layers in the group: 1, or all that train where the tower's layers learn at one rate."""
     param_names: tuple[str, ...]
     num_parameters: int
     """Scalar weights, over all tensors of the group."""
@@ -94,7 +96,9 @@ def plan_groups(model: nn.Module, config: OptimizerSection) -> GroupPlan:
         raise UserError(
             "optimizer.towers: all parameters are frozen, so nothing would train. Give a tower an lr above 0."
         )
-    groups = [_group(config, *key, num_layers[key[0]], members) for key in sorted(members)]
+    groups = [
+        _group(config, index, layer, spared, num_layers[index], members) for index, layer, spared in sorted(members)
+    ]
     towers = [*(tower.name for tower in config.towers), None]
     parts = [
         FrozenPart(towers[index], tuple(name for name, _ in frozen[index]), _count(frozen[index]))
@@ -136,6 +140,7 @@ def _group(
         name=f"{name}.no_decay" if spared and (index, layer, False) in members else name,
         tower=tower.name,
         layer=layer,
+        num_layers=1 if tower.layer_decay < 1 else min(num_layers, tower.train_last or num_layers),
         param_names=tuple(name for name, _ in own),
         num_parameters=_count(own),
         lr=tower.lr * tower.layer_decay ** (num_layers - 1 - layer),

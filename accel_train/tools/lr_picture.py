@@ -1,0 +1,166 @@
+"""A picture of every group's learning rate over the run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel_train.config.schema import ScheduleSection
+from accel_train.errors import UserError
+from accel_train.optim.param_groups import GroupPlan
+
+TOWER_COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b", "#2a9d8f", "#5c677d", "#a23b72")
+"""Distinct hues of similar darkness; layers are lighter shades of their tower's."""
+INK, FAINT = "#22252a", "#9aa0a8"
+DECADES_BELOW_LOWEST = 1.5
+"""How far below the lowest base rate the axis goes, for schedules that end at 0."""
+MOST_POINTS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Text at the right edge, at the height of a base learning rate."""
+
+    lr: float
+    text: str
+    colour: str
+    bold: bool
+
+
+def draw_learning_rates(plan: GroupPlan, scales: Sequence[float], schedule: ScheduleSection, path: str) -> None:
+    """Writes a PNG, SVG or PDF by the suffix of `path`. `scales` holds the schedule's scale at each step."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as missing:
+        raise UserError("plan --picture needs matplotlib: pip install accel-train[plot]") from missing
+    if Path(path).suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--picture: {path} must end in .png, .svg or .pdf.")
+    figure = Figure(figsize=(10, 5.6), dpi=150, facecolor="white")
+    axes = figure.add_axes((0.075, 0.12, 0.685, 0.72))
+    _draw_lines(axes, plan, scales)
+    _style(axes, plan, scales)
+    _draw_labels(axes, _labels(plan), len(scales))
+    towers = len({group.tower for group in plan.groups})
+    figure.text(0.075, 0.93, "Learning rate of every parameter group", fontsize=15, fontweight="bold", color=INK)
+    figure.text(0.075, 0.885, _subtitle(schedule, scales, towers, len(plan.groups)), fontsize=10.5, color="#5b616a")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def ladders(plan: GroupPlan) -> dict[str, list[tuple[int, float]]]:
+    """For each tower its (layer, base rate), from input to output; groups of one layer learn at one rate."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for group in plan.groups:
+        rungs = found.setdefault(group.tower, [])
+        if (group.layer, group.lr) not in rungs:
+            rungs.append((group.layer, group.lr))
+    return found
+
+
+def _draw_lines(axes: Any, plan: GroupPlan, scales: Sequence[float]) -> None:
+    every = max(1, len(scales) // MOST_POINTS)
+    steps = [*range(0, len(scales), every), len(scales) - 1]
+    for (tower, rungs), colour in zip(ladders(plan).items(), _colours(plan), strict=True):
+        for position, (_, lr) in enumerate(rungs):
+            share = 1.0 if len(rungs) == 1 else position / (len(rungs) - 1)
+            rates = [lr * scales[step] for step in steps]
+            width = 1.9 if position == len(rungs) - 1 else 1.1
+            axes.plot(steps, rates, color=_shade(colour, share), linewidth=width, label=tower, solid_capstyle="round")
+
+
+def _style(axes: Any, plan: GroupPlan, scales: Sequence[float]) -> None:
+    rates = [group.lr for group in plan.groups]
+    axes.set_yscale("log")
+    lowest_seen = min(rates) * max(min(scales), 1e-30)
+    axes.set_ylim(max(lowest_seen / 1.5, min(rates) / 10**DECADES_BELOW_LOWEST), max(rates) * 1.6)
+    axes.set_xlim(0, max(1, len(scales) - 1))
+    axes.set_xlabel("optimizer step", color=INK, fontsize=10.5)
+    axes.grid(axis="y", which="major", color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.tick_params(which="both", colors="#5b616a", labelsize=9.5, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#c4c8ce")
+
+
+def _labels(plan: GroupPlan) -> list[Label]:
+    """The top layer of each tower by name and rate, and its lowest layer where there is a ladder."""
+    labels = []
+    for (tower, rungs), colour in zip(ladders(plan).items(), _colours(plan), strict=True):
+        bottom, top = rungs[0], rungs[-1]
+        text = tower if len(rungs) == 1 else f"{tower}, layer {top[0]}"
+        labels.append(Label(top[1], f"{text}   {top[1]:.3g}", _shade(colour, 1.0), bold=True))
+        if len(rungs) > 1:
+            labels.append(
+                Label(bottom[1], f"{tower}, layer {bottom[0]}   {bottom[1]:.3g}", _shade(colour, 0.35), False)
+            )
+    return sorted(labels, key=lambda label: -label.lr)
+
+
+def _draw_labels(axes: Any, labels: list[Label], num_steps: int) -> None:
+    """Labels stand beside the axes at the height of their base rate, moved apart where they would overlap."""
+    height = axes.transData.transform
+    to_axes = axes.transAxes.inverted().transform
+    wanted = [float(to_axes(height((0, label.lr)))[1]) for label in labels]
+    for label, at, moved in zip(labels, wanted, spread(wanted, 0.052), strict=True):
+        axes.plot(
+            [1.005, 1.02, 1.035],
+            [at, at, moved],
+            transform=axes.transAxes,
+            color=label.colour,
+            linewidth=0.9,
+            clip_on=False,
+        )
+        weight = "bold" if label.bold else "normal"
+        axes.text(
+            1.042,
+            moved,
+            label.text,
+            transform=axes.transAxes,
+            va="center",
+            fontsize=9.5,
+            color=label.colour,
+            fontweight=weight,
+        )
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Moves descending heights apart until neighbours are at least `gap` from each other, each as little as needed.
+
+    Neighbours that overlap become one cluster around their mean, as in isotonic regression.
+    """
+    clusters: list[list[float]] = []
+    for height in heights:
+        clusters.append([height])
+        while len(clusters) > 1 and _bottom(clusters[-2], gap) - gap < _top(clusters[-1], gap):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    return [_top(cluster, gap) - index * gap for cluster in clusters for index in range(len(cluster))]
+
+
+def _top(cluster: list[float], gap: float) -> float:
+    return sum(cluster) / len(cluster) + gap * (len(cluster) - 1) / 2
+
+
+def _bottom(cluster: list[float], gap: float) -> float:
+    return sum(cluster) / len(cluster) - gap * (len(cluster) - 1) / 2
+
+
+def _colours(plan: GroupPlan) -> list[str]:
+    return [TOWER_COLOURS[index % len(TOWER_COLOURS)] for index in range(len(ladders(plan)))]
+
+
+def _shade(colour: str, share: float) -> str:
+    """The colour itself at share 1, mixed with white below; never so pale that it is lost."""
+    strength = 0.35 + 0.65 * share
+    parts = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+    return "#" + "".join(f"{round(255 - (255 - part) * strength):02x}" for part in parts)
+
+
+def _subtitle(schedule: ScheduleSection, scales: Sequence[float], towers: int, groups: int) -> str:
+    warmup = next((step for step, scale in enumerate(scales) if scale >= 1), 0)
+    end = f"down to {schedule.min_lr_ratio:g} of the base rate" if schedule.name != "constant" else "then constant"
+    return (
+        f"{towers} towers, {groups} groups.  {schedule.name.capitalize()} over {len(scales):,} steps, full rate at step "
+        f"{warmup:,}, {end}.  Log scale."
+    )
