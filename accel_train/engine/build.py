@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from accel_train.config.schema import RunConfig
 from accel_train.engine.engine import Engine
 from accel_train.engine.fsdp import FullyShardedDataParallel2
-from accel_train.engine.launch import Launch, ensure_rendezvous, read_launch
+from accel_train.engine.launch import Launch, ensure_rendezvous, forget_launcher_settings, read_launch
 from accel_train.engine.plain import DataParallel
 from accel_train.engine.zero import Zero, zero_plugin
 from accel_train.errors import UserError
@@ -30,9 +30,7 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
         launch = replace(launch, engine="ddp", offload_optimizer=False)
     on_cuda = torch.cuda.is_available()
     _set_threads(config, launch)
-    # Accelerate reads these by itself; the engine is decided above, once.
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION"):
-        os.environ.pop(name, None)
+    forget_launcher_settings()
     if on_cuda:
         torch.cuda.set_device(launch.local_rank)
     elif launch.engine.startswith("zero"):

@@ -153,7 +153,7 @@ class Engine(ABC):
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
         everyone = rows.new_empty((self.world_size * longest, *rows.shape[1:]))
-        dist.all_gather_into_tensor(everyone, padded)
+        dist.all_gather(list(everyone.chunk(self.world_size)), padded)
         if min(counts) == longest:
             return everyone
         return torch.cat([everyone[rank * longest : rank * longest + count] for rank, count in enumerate(counts)])

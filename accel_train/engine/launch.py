@@ -81,6 +81,8 @@ def _refuse_contradictions(config: RunConfig) -> None:
     for name, allowed, remedy in (
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), "data.micro_batch_size decides how a batch is split"),
         ("ACCELERATE_GRADIENT_CLIPPING", ("none", "auto", "0", "0.0"), "optimizer.max_grad_norm decides"),
+        ("ACCELERATE_DYNAMO_BACKEND", ("no",), "compute.compile decides"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", ("none",), "only the optimizer can be offloaded"),
         ("ACCELERATE_DEEPSPEED_CONFIG_FILE", ("none", ""), "name the stage and the offload in the launch file instead"),
     ):
         value = os.environ.get(name, allowed[0])
@@ -88,6 +90,20 @@ def _refuse_contradictions(config: RunConfig) -> None:
             raise UserError(
                 f"The launcher sets {name}={value}, which would be ignored: {remedy}. Take it out of the launch file."
             )
+
+
+def forget_launcher_settings() -> None:
+    """Takes the launcher's settings out of the environment once they are read: Accelerate would apply them by itself."""
+    prefixes = ("ACCELERATE_DEEPSPEED_", "ACCELERATE_GRADIENT_", "FSDP_")
+    names = (
+        "ACCELERATE_USE_DEEPSPEED",
+        "ACCELERATE_USE_FSDP",
+        "ACCELERATE_MIXED_PRECISION",
+        "ACCELERATE_CONFIG_DS_FIELDS",
+    )
+    for name in list(os.environ):
+        if name.startswith(prefixes) or name in names:
+            del os.environ[name]
 
 
 def ensure_rendezvous(launch: Launch) -> None:

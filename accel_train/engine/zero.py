@@ -5,12 +5,14 @@ setup.cfg pins the versions this was tested with, and tests/distributed fails lo
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
 from torch import Tensor, nn
+from transformers.integrations import unset_hf_deepspeed_config
 
 from accel_train.engine.engine import Engine, Gradients
 from accel_train.engine.launch import Launch
@@ -27,11 +29,16 @@ def zero_plugin(launch: Launch, micro_batch_size: int) -> DeepSpeedPlugin:
         raise UserError(f"engine {launch.engine} needs DeepSpeed: pip install accel_train[deepspeed]") from missing
     # The shared-memory all-reduce for CPU hosts is compiled at first use and can wait for ever on a stale lock; gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates; nobody here can act on that.
+    warnings.filterwarnings(
+        "ignore", message=r".*torch\.distributed\.\w+_tensor.* is deprecated", category=FutureWarning
+    )
     stage = int(launch.engine.removeprefix("zero"))
     sharding: dict[str, Any] = {"stage": stage}
     if launch.offload_optimizer:
         sharding["offload_optimizer"] = {"device": "cpu"}
     return DeepSpeedPlugin(
+        zero3_init_flag=False,
         hf_ds_config={
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": 1,
@@ -39,7 +46,7 @@ def zero_plugin(launch: Launch, micro_batch_size: int) -> DeepSpeedPlugin:
             "zero_optimization": sharding,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-        }
+        },
     )
 
 
@@ -51,6 +58,8 @@ class Zero(Engine):
     def __init__(self, launch: Launch, accelerator: Accelerator) -> None:
         super().__init__(launch, accelerator)
         self.stage = int(launch.engine.removeprefix("zero"))
+        # Else transformers would build models already sharded, with no shapes to plan groups from.
+        unset_hf_deepspeed_config()
 
     def _prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, block_classes: set[str]) -> None:
         self._parameter_names = {id(p): name for name, p in model.named_parameters()}
