@@ -4,9 +4,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from accel_train.losses.contrastive import info_nce, sigmoid_loss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from accel_train.losses.contrastive import info_nce, sigmoid_loss
 
 B, D = 12, 8
 IMAGE_KEY = torch.tensor([0, 1, 2, 0, 4, 5, 6, 7, 8, 8, 10, 11])

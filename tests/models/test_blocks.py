@@ -66,6 +66,7 @@ def test_checkpointed_blocks_really_run_again_in_the_backward_pass(tiny, make_co
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, raised inside its tracing
 def test_compiled_blocks_agree_and_keep_their_names(tiny, make_config, batch) -> None:
     model = build_contrastive_model(make_config(tiny["vit"])).eval()
     expected, names = model(batch)["image_features"], [name for name, _ in model.named_parameters()]

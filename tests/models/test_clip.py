@@ -93,15 +93,15 @@ def test_wrong_settings_are_named(changes, data, message, tiny, make_config) -> 
 
 def test_weights_of_another_family_or_image_size_are_refused(tiny, make_config, tmp_path: Path) -> None:
     CLIPModel(build_contrastive_model(make_config(tiny["clip"])).config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="holds a clip model, but model.type is chinese_clip"):
+    with pytest.raises(UserError, match=r"holds a clip model, but model.type is chinese_clip"):
         build_contrastive_model(make_config({"type": "chinese_clip", "pretrained": str(tmp_path)}))
-    with pytest.raises(UserError, match="Set data.image_size=32"):
+    with pytest.raises(UserError, match=r"Set data.image_size=32"):
         build_contrastive_model(make_config({"type": "clip", "pretrained": str(tmp_path)}, image_size=64))
 
 
 def test_pretrained_siglip_needs_the_text_length_it_was_trained_with(tiny, make_config, tmp_path: Path) -> None:
     SiglipModel(build_contrastive_model(make_config(tiny["siglip"])).config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="Set data.max_text_length=64"):
+    with pytest.raises(UserError, match=r"Set data.max_text_length=64"):
         build_contrastive_model(make_config({"type": "siglip", "pretrained": str(tmp_path)}))
 
 

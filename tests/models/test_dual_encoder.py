@@ -67,7 +67,7 @@ def test_backbones_from_folders(tiny, make_config, batch, tmp_path: Path) -> Non
     for ours, theirs in ((model.vision_model, image), (model.text_model, text.bert)):
         state = theirs.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
-    with pytest.raises(UserError, match="missing: pooler.dense"):
+    with pytest.raises(UserError, match=r"missing: pooler.dense"):
         build_contrastive_model(make_config(section | {"text_pooling": "pooler"}))
     with pytest.raises(UserError, match=r"model.image takes images of 32 px. Set data.image_size=32"):
         build_contrastive_model(make_config(section, image_size=64))

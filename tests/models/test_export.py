@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_are_named(tiny, make_config, tmp_path: Path) ->
     heads = load_file(tmp_path / "heads.safetensors")
     heads["strange"] = heads.pop("text_pooling.query")
     save_file(heads, tmp_path / "heads.safetensors")
-    with pytest.raises(UserError, match="missing text_pooling.query; unexpected strange"):
+    with pytest.raises(UserError, match=r"missing text_pooling.query; unexpected strange"):
         load_pretrained_weights(build_contrastive_model(config), str(tmp_path), config)
     with pytest.raises(UserError, match="is not a dual encoder's export"):
         load_pretrained_weights(build_contrastive_model(config), str(tmp_path / "image"), config)
