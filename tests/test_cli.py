@@ -1,0 +1,238 @@
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accel_train import cli
+from accel_train.errors import CheckFailed, Stopped, UserError
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "datasets", "pyarrow", "numpy"}
+
+# Runs a command and prints which heavy modules it imported, and its exit code.
+PROBE = f"""
+import sys
+from accel_train.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as exit:
+    code = exit.code or 0
+print("IMPORTED", sorted({HEAVY!r} & set(sys.modules)), code)
+"""
+
+
+def probe(*argv: str) -> tuple[str, str, str]:
+    """Last line of the probe, the rest of its standard output, and its standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *argv], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    output, _, last = done.stdout.rstrip("\n").rpartition("\n")
+    return last, output, done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], [], ["--version"], ["schema"], *([name, "--help"] for name in cli.COMMANDS)]
+)
+def test_help_and_schema_import_nothing_heavy(argv: list[str]) -> None:
+    last, output, errors = probe(*argv)
+    assert last == "IMPORTED [] 0"
+    assert output
+    assert errors == ""
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_configuration_error_imports_nothing_heavy(command: str) -> None:
+    last, output, errors = probe(command, QUICKSTART, "data.imagesize=3", "engine=zero9")
+    assert last == "IMPORTED [] 2"
+    assert output == ""
+    assert f"accel-train: {QUICKSTART}: 2 errors" in errors
+    assert "Nearest: data.image_size." in errors
+    assert "Traceback" not in errors
+
+
+def test_python_m_runs_the_same() -> None:
+    argv = [sys.executable, "-m", "accel_train", "trian"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "accel-train: no command is called 'trian'. Nearest: train. `accel-train --help` explains them.\n"
+    )
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_help_has_an_example_of_its_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([name, "--help"])
+    assert exit_.value.code == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"usage: accel-train {name} ")
+    *_, example = output.rstrip().splitlines()
+    assert f" {name}" in example
+    assert "accel" in example
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["xyzzy"],
+            "no command is called 'xyzzy'. The commands: train, plan, evaluate, import, export, doctor, schema.",
+        ),
+        (["plan"], "the following arguments are required: CONFIG\n"),
+        (["plan", QUICKSTART, "--jsn"], "unrecognized arguments: --jsn"),
+        (["plan", QUICKSTART, "--ranks", "0"], "argument --ranks: found '0'; it must be a whole number above 0"),
+        (["export", "run", "out", "--checkpoint", "worst"], "found 'worst'; it must be best, latest, or a step"),
+        (["train", "absent.yaml"], "absent.yaml: can't be read: No such file or directory"),
+    ],
+)
+def test_wrong_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("accel-train: ")
+    assert captured.out == ""
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], list[tuple[Any, Any]]]:
+    """calls(module, function): puts a recorder in its place and returns what it records."""
+
+    def stand_in(module: str, function: str) -> list[tuple[Any, Any]]:
+        recorded: list[tuple[Any, Any]] = []
+        fake = types.ModuleType(module)
+        fake.__dict__[function] = lambda *args, **kwargs: recorded.append((args, kwargs))
+        monkeypatch.setitem(sys.modules, module, fake)
+        return recorded
+
+    return stand_in
+
+
+def test_train_takes_overrides_around_its_options(calls: Callable[..., list[Any]]) -> None:
+    recorded = calls("accel_train.train", "train")
+    assert cli.main(["train", QUICKSTART, "seed=3", "--fresh", "engine=zero2"]) == 0
+    ((config,), options) = recorded[0]
+    assert (config.seed, config.engine) == (3, "zero2")
+    assert options == {"fresh": True}
+
+
+def test_plan(calls: Callable[..., list[Any]]) -> None:
+    recorded = calls("accel_train.tools.plan", "plan")
+    assert cli.main(["plan", "--ranks", "8", "--picture", "lr.png", QUICKSTART, "seed=4"]) == 0
+    ((config,), options) = recorded[0]
+    assert config.seed == 4
+    assert options == {"as_json": False, "picture": "lr.png", "world_size": 8}
+
+
+def test_evaluate(calls: Callable[..., list[Any]]) -> None:
+    recorded = calls("accel_train.tools.evaluation", "evaluate_command")
+    assert cli.main(["evaluate", "runs/x", "--checkpoint", "120", "--json", "evaluation.batch_size=4"]) == 0
+    options = {
+        "split": None,
+        "overrides": ["evaluation.batch_size=4"],
+        "as_json": True,
+        "contact_sheet": None,
+        "checkpoint": "step_00000120",
+    }
+    assert recorded == [(("runs/x",), options)]
+
+
+def test_export(calls: Callable[..., list[Any]]) -> None:
+    recorded = calls("accel_train.tools.export", "export")
+    assert cli.main(["export", "runs/x", "out", "--checkpoint", "latest"]) == 0
+    assert recorded == [(("runs/x", "out"), {"checkpoint": "latest"})]
+
+
+def test_import(calls: Callable[..., list[Any]]) -> None:
+    recorded = calls("accel_train.tools.import_data", "import_data")
+    printed = calls("accel_train.tools.import_summary", "print_import")
+    argv = [
+        "import",
+        "a.csv",
+        "out",
+        "--split",
+        "train",
+        "--split",
+        "dev",
+        "--valid-share",
+        "0.1",
+        "--build-tokenizer",
+        "500",
+    ]
+    assert cli.main(argv) == 0
+    options = {
+        "format": None,
+        "splits": ["train", "dev"],
+        "image_column": None,
+        "text_column": None,
+        "image_id_column": None,
+        "text_id_column": None,
+        "valid_share": 0.1,
+        "build_tokenizer": 500,
+        "max_bad_records": 0,
+        "show_progress": True,
+    }
+    assert recorded == [(("a.csv", "out"), options)]
+    assert printed == [((None,), {"as_json": False})]
+
+
+def test_import_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    from accel_train.tools.import_data import FORMATS
+
+    with pytest.raises(SystemExit):
+        cli.main(["import", "--help"])
+    assert f"Formats: {', '.join(FORMATS)}." in capsys.readouterr().out
+
+
+def test_doctor(calls: Callable[..., list[Any]]) -> None:
+    recorded = calls("accel_train.tools.doctor", "doctor")
+    assert cli.main(["doctor", "--json"]) == 0
+    assert recorded == [((), {"as_json": True})]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("a: found b"), 2, "accel-train: a: found b\n"),
+        (CheckFailed("scores fell"), 1, "accel-train: scores fell\n"),
+        (Stopped("stopped at step 3"), 75, "accel-train: stopped at step 3\n"),
+        (KeyboardInterrupt(), 130, "accel-train: interrupted\n"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", fail)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert cli.main(["doctor"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_ranks_say_which_one_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert cli.main(["trian"]) == 2
+    assert capsys.readouterr().err.startswith("accel-train (rank 1 of 4): no command")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor"])
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    command = f"{sys.executable} -m accel_train schema | head -c 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "{"
+    assert done.stderr == ""
