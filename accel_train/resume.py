@@ -40,16 +40,16 @@ def check_resumable(saved: dict[str, Any], config: RunConfig, dataset_fingerprin
     """Refuses a resume that would not be the same run, and says every other difference aloud. Raises UserError."""
     if saved["dataset_fingerprint"] != dataset_fingerprint:
         raise UserError(
-            f"data.path: {config.data.path} holds other training samples than the ones {config.run_dir} was trained on, so the "
-            "order would change. Restore the dataset, or start a new run_dir with initialize_from."
+            f"data.path: {config.data.path} holds other training samples than the ones {config.run_dir} was trained on, "
+            "so the order would change. Restore the dataset, or start a new run_dir with initialize_from."
         )
     changes = config_changes(saved["config"], config.model_dump(mode="json"))
     forbidden = [change for change in changes if change[0].startswith(FIXED)]
     if forbidden:
         listed = "; ".join(f"{path} was {old!r}, is {new!r}" for path, old, new in forbidden)
         raise UserError(
-            f"{config.run_dir} can't be resumed with another configuration: {listed}. Restore these values, or start a new run_dir "
-            "with initialize_from."
+            f"{config.run_dir} can't be resumed with another configuration: {listed}. Restore these values, or start a "
+            "new run_dir with initialize_from."
         )
     for path, old, new in changes:
         if path != "run_dir":
@@ -68,7 +68,7 @@ def load_initial_weights(task: Task, model: nn.Module, source: str, log: RunLog)
 
 
 def checkpoint_folder(source: Path, which: str = "best") -> Path | None:
-    """The checkpoint that a path means: itself, or a run's `best` or `latest` one, or `step_XXXXXXXX`. None if it is neither.
+    """The checkpoint that a path means: itself, or a run's `best`, `latest` or `step_XXXXXXXX`. None if it is neither.
 
     `best` is `latest` where a run has not evaluated.
     """

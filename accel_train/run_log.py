@@ -100,7 +100,7 @@ class RunLog:
     def progress(self, step: int, summary: str | None) -> None:
         """Moves the bar; `summary` is given at log steps."""
         if self._progress is not None and self._bar is not None:
-            self._progress.update(self._bar, completed=step, **({} if summary is None else {"description": summary}))
+            self._progress.update(self._bar, completed=step, description=summary)
         if summary is not None and self.is_main:
             if self._progress is None:
                 self.console.print(summary, markup=False, soft_wrap=True)

@@ -32,7 +32,6 @@ from accel_train.run_log import RunLog
 from accel_train.signals import StopRequest
 from accel_train.step import StepLosses, forward_backward
 from accel_train.tasks.build import build_task
-from accel_train.tasks.task import Task
 
 FIRST_LOSS_SCALE = 2.0**16
 STEPS_TO_DOUBLE_LOSS_SCALE = 2000
@@ -84,7 +83,8 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
     resumed = checkpoints.newest_valid()
     if resumed and fresh:
         raise UserError(
-            f"run_dir: {config.run_dir} holds checkpoints and --fresh was given; nothing is overwritten. Choose another run_dir."
+            f"run_dir: {config.run_dir} holds checkpoints and --fresh was given; nothing is overwritten. Choose another "
+            "run_dir."
         )
     if resumed:
         check_resumable(resumed[1]["about"], config, dataset.fingerprint, log)
@@ -151,7 +151,8 @@ def loop(run: Run) -> dict[str, float]:
             break
         if stopping:
             raise Stopped(
-                f"stopped by {stopping} at step {state.step} of {run.total_steps}; a checkpoint was written and the same command goes on."
+                f"stopped by {stopping} at step {state.step} of {run.total_steps}; a checkpoint was written, and the same "
+                "command goes on from it."
             )
     run.log.stop_progress()
     return scores
@@ -173,10 +174,10 @@ def global_batches(run: Run) -> Iterator[Step]:
 
 
 def agree_on_rows(run: Run, batch: Step) -> list[int]:
-    """Every rank's number of rows in this global batch. Names unreadable samples and enforces their budget. Raises UserError."""
-    mine = [sum(len(part["sample_id"]) for part in batch.micro_batches), len(batch.unreadable)]
-    everyone = run.engine.exchange(mine)
-    new = sum(unreadable for _, unreadable in everyone)
+    """Every rank's number of rows in this global batch. Names unreadable samples and enforces their budget (UserError)."""
+    sizes = [len(part["sample_id"]) for part in batch.micro_batches]
+    everyone = run.engine.exchange([sum(sizes), min(sizes), len(batch.unreadable)])
+    new = sum(unreadable for *_, unreadable in everyone)
     if new:
         for reasons in run.engine.gather_objects(batch.unreadable):
             for reason in reasons:
@@ -185,14 +186,15 @@ def agree_on_rows(run: Run, batch: Step) -> list[int]:
         budget = run.config.data.max_unreadable_samples
         if run.state.unreadable > budget:
             raise UserError(
-                f"{run.state.unreadable} samples can't be read, and data.max_unreadable_samples is {budget}. They are named above. "
-                "Mend or remove them (`accel-train import` checks every record), or raise the budget."
+                f"{run.state.unreadable} samples can't be read, and data.max_unreadable_samples is {budget}. They are named "
+                "above. Mend or remove them (`accel-train import` checks every record), or raise the budget."
             )
-    if not all(rows for rows, _ in everyone):
+    if not all(smallest for _, smallest, _ in everyone):
         raise UserError(
-            f"step {batch.step}: a rank has no readable sample left. Use fewer ranks or a larger global_batch_size."
+            f"step {batch.step}: so many samples can't be read that a rank has fewer than its micro-batches. Mend the "
+            "samples, or use a larger micro_batch_size."
         )
-    return [rows for rows, _ in everyone]
+    return [rows for rows, *_ in everyone]
 
 
 def set_learning_rates(run: Run) -> None:
@@ -260,9 +262,9 @@ def refuse_nonfinite(run: Run, losses: StepLosses, norms: Tensor) -> None:
     ]
     values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.losses.items())
     raise CheckFailed(
-        f"step {run.state.step}: the gradient of {len(names)} of {len(norms)} groups is not finite ({', '.join(names[:4])}); losses: "
-        f"{values}. No weight was changed by this step. The last checkpoint is good: lower the learning rate or clip "
-        "(optimizer.max_grad_norm), and start the same command again."
+        f"step {run.state.step}: the gradient of {len(names)} of {len(norms)} groups is not finite "
+        f"({', '.join(names[:4])}); losses: {values}. No weight was changed by this step, and the last checkpoint is good: "
+        "lower the learning rate or clip (optimizer.max_grad_norm), and start the same command again."
     )
 
 

@@ -112,6 +112,7 @@ class Checkpoints:
 
     def _together(self, what: str, action: Any, *arguments: Any) -> list[Any]:
         """Runs an action on every rank and agrees on the outcome; returns every rank's result."""
+        outcome: tuple[str | None, Any]
         try:
             outcome = (None, action(*arguments))
         except OSError as error:
@@ -143,7 +144,8 @@ class Checkpoints:
             self.log.say(f"warning: checkpoint {name} is damaged and passed over: {problems[0]}")
         if found:
             raise UserError(
-                f"{self.root}: none of the {len(found)} checkpoints is whole. Restore one, or move the folder away to start anew."
+                f"{self.root}: none of the {len(found)} checkpoints is whole. Restore one, or move the folder away to "
+                "start anew."
             )
         return None
 
@@ -204,8 +206,8 @@ def _check_shape(reader: Reader, kind: str, name: str, shape: Iterable[int], fol
     found = reader.shape(kind, name)
     if found is None:
         raise UserError(
-            f"{folder} holds no {kind} of {name}: the model or its frozen layers changed. To start from these weights with a "
-            "fresh optimizer use initialize_from and another run_dir."
+            f"{folder} holds no {kind} of {name}: the model or its frozen layers changed. To start from these weights "
+            "with a fresh optimizer use initialize_from and another run_dir."
         )
     if found != tuple(shape):
         raise UserError(

@@ -53,7 +53,7 @@ class FullyShardedDataParallel2(TorchOptimizerEngine):
 
 
 def _select_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
-    """Makes Accelerate take its FSDP2 path. It never does on a CPU host by itself, and ignores the plugin in silence there."""
+    """Makes Accelerate take its FSDP2 path, which it never does on a CPU host: it ignores the plugin in silence there."""
     for shared in (PartialState._shared_state, AcceleratorState._shared_state):
         shared["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = plugin

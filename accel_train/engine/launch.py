@@ -20,12 +20,13 @@ class Launch:
 
 
 def read_launch(config: RunConfig) -> Launch:
-    """Joins the configuration with the environment of `torchrun` or `accelerate launch`. Raises UserError where they differ."""
+    """Joins the configuration with the environment of the launcher. Raises UserError where they differ."""
     asked = _engine_of_launcher()
     if asked is not None and config.engine is not None and asked != config.engine:
         raise UserError(
             f"engine: the configuration says {config.engine}, the launcher says {asked} (ACCELERATE_USE_DEEPSPEED, "
-            "ACCELERATE_USE_FSDP). Launch with the file of the same name in launch/, or leave `engine` out of the configuration."
+            "ACCELERATE_USE_FSDP). Launch with the file of the same name in launch/, or leave `engine` out of the "
+            "configuration."
         )
     engine = asked or config.engine or "ddp"
     offload = config.zero.offload_optimizer

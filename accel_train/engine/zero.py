@@ -162,6 +162,7 @@ class Zero(Engine):
         return Shard(self._parameter_names[id(parameter)], shape, offset, weight, held)
 
     def _frozen(self) -> Iterator[Shard]:
+        parameter: Any
         for name, parameter in self.bare_model().named_parameters():
             if parameter.requires_grad:
                 continue
