@@ -21,6 +21,7 @@ from accel_train.judge import evaluate_and_judge
 from accel_train.models.blocks import checkpoint_activations, compile_blocks, repeated_blocks
 from accel_train.models.dropout import install_per_sample_dropout
 from accel_train.optim.clip import clip_factors, total_norm
+from accel_train.optim.group_table import group_table
 from accel_train.optim.optimizers import make_optimizer, state_names
 from accel_train.optim.param_groups import GroupPlan, freeze, plan_groups, set_train_mode
 from accel_train.optim.schedule import lr_scale
@@ -57,7 +58,12 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
     Weights come from the first of these that is there: this run's newest valid checkpoint, `initialize_from`, the pretrained
     folders of the model, the seed.
     """
-    num_micro_batches(config, engine.world_size)
+    micro_batches = num_micro_batches(config, engine.world_size)
+    log.say(
+        f"engine {engine.launch.engine} ({type(engine).__name__}) on {engine.world_size} x {engine.device.type}, "
+        f"{config.precision}; a global batch of {config.data.global_batch_size} is {engine.world_size} ranks x "
+        f"{micro_batches} micro-batches x {config.data.micro_batch_size}"
+    )
     task = build_task(config)
     seed_everything(config.seed)
     model = task.build_model()
@@ -91,6 +97,7 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
     elif config.initialize_from is not None:
         load_initial_weights(task, model, config.initialize_from, log)
 
+    log.show(group_table(plan))
     prepare(engine, model, plan, config)
     total_steps = config.max_steps or (config.num_epochs or 0) * order.steps_per_epoch
     run = Run(config, engine, task, plan, order, dataset.fingerprint, log, checkpoints, total_steps, stop)
