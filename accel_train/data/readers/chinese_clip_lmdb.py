@@ -1,0 +1,133 @@
+"""Chinese-CLIP's LMDB folders: `SPLIT/imgs` and `SPLIT/pairs`, as its build_lmdb_dataset.py writes them.
+
+imgs: image id -> base64 image, and num_images. pairs: "0", "1", ... -> pickled (image id, text id, text), and num_samples.
+"""
+
+import io
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accel_train.data.readers.records import (
+    BadRecord,
+    BadValue,
+    Columns,
+    ImageRecord,
+    Record,
+    TextRecord,
+    as_base64,
+    as_caption,
+    as_id,
+)
+from accel_train.errors import UserError
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Admits tuples, integers and strings. A pickle that names any class or function is refused before it is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and a record holds plain values alone")
+
+
+def find_splits(source: Path) -> dict[str, list[Path]]:
+    """The two environments of every split; the folder may also be the parent of `lmdb`."""
+    for folder in (source, source / "lmdb"):
+        found = sorted(path.parent.parent for path in folder.glob("*/*/data.mdb"))
+        splits = {split.name: [split / "imgs", split / "pairs"] for split in dict.fromkeys(found)}
+        missing = [part for parts in splits.values() for part in parts if not (part / "data.mdb").is_file()]
+        if missing:
+            raise UserError(f"{missing[0]}: no LMDB environment there; a split has the folders imgs and pairs.")
+        if splits:
+            return splits
+    return {}
+
+
+def read(files: list[Path], columns: Columns) -> Iterator[Record]:
+    """Images first, then captions, one record for each pair."""
+    images, pairs = files
+    with _open(images) as transaction:
+        seen = 0
+        for key, value in transaction.cursor():
+            if bytes(key) != b"num_images":
+                seen += 1
+                yield _image(f"{images}: key {_name(key)}", key, value)
+        yield from _counted(images, transaction, b"num_images", seen)
+    with _open(pairs) as transaction:
+        for index in range(_count(pairs, transaction, b"num_samples")):
+            value = transaction.get(b"%d" % index)
+            where = f"{pairs}: key {index}"
+            yield BadRecord(where, "missing") if value is None else _pair(where, value)
+
+
+def _image(where: str, key: bytes, value: bytes) -> Record:
+    image_id = None
+    try:
+        image_id = as_id("the image id", key.decode("utf-8"))
+        return ImageRecord(where, image_id, as_base64("the image", value))
+    except UnicodeDecodeError:
+        return BadRecord(where, "the image id is not UTF-8")
+    except BadValue as error:
+        return BadRecord(where, str(error), image_id)
+
+
+def _pair(where: str, value: bytes) -> Record:
+    try:
+        image_id, text_id, text = _unpickled(value)
+        return TextRecord(
+            where,
+            as_id("the text id", text_id),
+            as_caption("the text", text),
+            (as_id("the image id", image_id),),
+            is_pair=True,
+        )
+    except BadValue as error:
+        return BadRecord(where, str(error))
+
+
+def _unpickled(value: bytes) -> tuple[Any, Any, Any]:
+    try:
+        record = PlainUnpickler(io.BytesIO(value)).load()
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise BadValue(f"not a pickled record ({error!r})") from error
+    if not isinstance(record, tuple) or len(record) != 3:
+        raise BadValue(f"a pickled {type(record).__name__} where (image id, text id, text) belongs")
+    return record
+
+
+@contextmanager
+def _open(folder: Path) -> Iterator[Any]:
+    """A read transaction. The environment is closed at once: LMDB refuses to open one twice in a process."""
+    try:
+        import lmdb
+    except ImportError as error:
+        raise UserError(f"{folder}: reading LMDB needs the package lmdb: pip install 'accel-train[lmdb]'.") from error
+    try:
+        environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
+    except lmdb.Error as error:
+        raise UserError(f"{folder}: no LMDB environment that can be read ({error}).") from error
+    try:
+        with environment.begin() as transaction:
+            yield transaction
+    except lmdb.Error as error:
+        raise UserError(f"{folder}: the LMDB environment is damaged ({error}).") from error
+    finally:
+        environment.close()
+
+
+def _count(folder: Path, transaction: Any, key: bytes) -> int:
+    value = transaction.get(key)
+    if value is None or not bytes(value).isdigit():
+        raise UserError(f"{folder}: key {_name(key)} is {value!r}; it holds the number of records.")
+    return int(value)
+
+
+def _counted(folder: Path, transaction: Any, key: bytes, seen: int) -> Iterator[BadRecord]:
+    promised = _count(folder, transaction, key)
+    if promised != seen:
+        yield BadRecord(f"{folder}: key {_name(key)}", f"says {promised} records, and there are {seen}")
+
+
+def _name(key: bytes) -> str:
+    return key.decode("utf-8", "backslashreplace")

@@ -1,0 +1,117 @@
+"""Checks the records of one split of a source and writes them in the dataset format."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accel_train.data.arrow_writer import SplitWriter, content_key
+from accel_train.data.readers.records import BadRecord, ImageRecord, Record, TextRecord
+from accel_train.data.transforms import UnreadableImage, decode, open_image
+
+MAX_LISTED = 100
+"""Bad records that are listed; the rest is only counted."""
+CHECK_SIZE = 32
+"""Images are decoded at the smallest scale the format offers down to this: all of their data is still read."""
+VALID_SPLIT = "valid"
+
+
+@dataclass
+class BadRecords:
+    """Bad records of all splits: counted, the first ones listed."""
+
+    count: int = 0
+    listed: list[str] = field(default_factory=list)
+
+    def add(self, where: str, reason: str) -> None:
+        self.count += 1
+        if len(self.listed) < MAX_LISTED:
+            self.listed.append(f"{where}: {reason}")
+
+
+class SplitImport:
+    """One split of the source becomes one of the dataset, or with a `valid_share` two: itself and `valid`.
+
+    Ids and captions are held in memory, some hundred bytes a caption; images go straight to the file.
+    """
+
+    def __init__(self, folder: Path, split: str, valid_share: float | None, bad: BadRecords) -> None:
+        self._split = split
+        self._valid_share = valid_share
+        self._bad = bad
+        names = [split] if valid_share is None else [split, VALID_SPLIT]
+        self._writers = {name: SplitWriter(folder / name) for name in names}
+        self._images: dict[str, tuple[str, int]] = {}
+        self._bad_image_ids: set[str] = set()
+        self._texts: dict[str, TextRecord] = {}
+        self.captions: list[str] = []
+        """Captions written to the split itself, after `finish`."""
+        self.num_captions_dropped = 0
+        """Captions left out because all their images were bad, after `finish`."""
+
+    def add(self, record: Record) -> None:
+        """Images are written at once; captions wait until all images are known."""
+        if isinstance(record, ImageRecord):
+            self._add_image(record)
+        elif isinstance(record, TextRecord):
+            self._add_text(record)
+        else:
+            self._refuse(record)
+
+    def _add_image(self, record: ImageRecord) -> None:
+        if record.image_id in self._images:
+            self._bad.add(record.where, f"image id {record.image_id!r} came before")
+            return
+        try:
+            decode(open_image(record.image), size=CHECK_SIZE)
+        except UnreadableImage as error:
+            self._refuse(BadRecord(record.where, f"image {record.image_id!r}: {error}", record.image_id))
+            return
+        split = self._side(record.image)
+        self._images[record.image_id] = (split, self._writers[split].add_image(record.image_id, record.image))
+
+    def _add_text(self, record: TextRecord) -> None:
+        known = self._texts.get(record.text_id)
+        if known is None:
+            self._texts[record.text_id] = record
+        elif not record.is_pair or set(record.image_ids) & set(known.image_ids):
+            self._bad.add(record.where, f"text id {record.text_id!r} came before")
+        elif known.text != record.text:
+            self._bad.add(record.where, f"text id {record.text_id!r} came before with another caption")
+        else:
+            image_ids = known.image_ids + record.image_ids
+            self._texts[record.text_id] = TextRecord(known.where, known.text_id, known.text, image_ids, is_pair=True)
+
+    def _refuse(self, record: BadRecord) -> None:
+        self._bad.add(record.where, record.reason)
+        if record.image_id is not None:
+            self._bad_image_ids.add(record.image_id)
+
+    def _side(self, image: bytes) -> str:
+        """By content, so copies of one image never stand on both sides, and the order of records does not matter."""
+        if self._valid_share is not None and content_key(image + b"side") < self._valid_share * 2**63:
+            return VALID_SPLIT
+        return self._split
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Writes the captions and closes the files; returns what dataset.json says of each split."""
+        for record in self._texts.values():
+            self._write_text(record)
+        return {name: writer.close() for name, writer in self._writers.items()}
+
+    def _write_text(self, record: TextRecord) -> None:
+        unknown = [name for name in record.image_ids if name not in self._images and name not in self._bad_image_ids]
+        if unknown or len(set(record.image_ids)) < len(record.image_ids):
+            reason = f"names the image {unknown[0]!r}, which is not there" if unknown else "names an image twice"
+            self._bad.add(record.where, f"text {record.text_id!r} {reason}")
+            return
+        rows: dict[str, list[int]] = {}
+        for image_id in record.image_ids:
+            if image_id in self._images:
+                split, row = self._images[image_id]
+                rows.setdefault(split, []).append(row)
+        if not rows:
+            self.num_captions_dropped += 1
+        for split, image_rows in rows.items():
+            self._writers[split].add_text(record.text_id, record.text, image_rows)
+            if split == self._split:
+                self.captions.append(record.text)
