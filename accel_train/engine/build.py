@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from accel_train.config.schema import RunConfig
 from accel_train.engine.engine import Engine
 from accel_train.engine.fsdp import FullyShardedDataParallel2
-from accel_train.engine.launch import Launch, ensure_rendezvous, forget_launcher_settings, read_launch
+from accel_train.engine.launch import Launch, ensure_rendezvous, forget_launcher_settings, name_accelerator, read_launch
 from accel_train.engine.plain import DataParallel
 from accel_train.engine.zero import Zero, zero_plugin
 from accel_train.errors import UserError
@@ -38,8 +38,7 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
         os.environ.pop("ACCELERATE_USE_CPU", None)
     if launch.engine != "ddp":
         ensure_rendezvous(launch)
-    if not on_cuda:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    name_accelerator(on_cuda=on_cuda)
     backend = "nccl" if on_cuda else "gloo"
     if launch.engine == "fsdp2" and not dist.is_initialized():
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)

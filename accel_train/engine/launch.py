@@ -93,6 +93,12 @@ def _refuse_contradictions(config: RunConfig) -> None:
             )
 
 
+def name_accelerator(*, on_cuda: bool) -> None:
+    """Tells DeepSpeed that there is no GPU: it is imported by others as well, and guesses with a warning unless told."""
+    if not on_cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
 def forget_launcher_settings() -> None:
     """Takes the launcher's settings out of the environment once they are read: Accelerate would apply them by itself."""
     prefixes = ("ACCELERATE_DEEPSPEED_", "ACCELERATE_GRADIENT_", "FSDP_")

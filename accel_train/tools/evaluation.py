@@ -1,14 +1,16 @@
-"""`accel-train evaluate`: scores of a run or an export on any split."""
+"""`accel-train evaluate`: scores of a run or an export on any split, and a picture of what it finds."""
 
 import json
+from collections import defaultdict
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
-from accel_train.data.pairs import open_split
+from accel_train.data.arrow_split import open_split
 from accel_train.engine.build import build_engine
-from accel_train.engine.engine import Engine
 from accel_train.errors import UserError
-from accel_train.evaluate import Evaluation, evaluate
+from accel_train.evaluate import evaluate
 from accel_train.progress import score_table
 from accel_train.tools.contact_sheet import Found, contact_sheet
 from accel_train.tools.trained import open_config, open_trained
@@ -43,7 +45,33 @@ def evaluate_command(
             else:
                 Console(highlight=False).print(score_table(outcome.scores, f"{trained.source} on {split}"))
             if contact_sheet is not None:
-                draw(outcome, config.data.path, split, contact_sheet)
+                recall = outcome.scores["text_to_image_mean_recall"]
+                subtitle = f"{trained.source}, split {split}: mean recall {recall:.1%}"
+                draw_contact_sheet(outcome.predictions, config.data.path, split, contact_sheet, subtitle)
+                if not as_json:
+                    print(f"contact sheet: {contact_sheet}")
     finally:
         engine.close()
     return outcome.scores
+
+
+def draw_contact_sheet(predictions: dict[str, Tensor], path: str, split: str, file: str, subtitle: str) -> None:
+    """Text queries from all over the split with the images nearest to them. Takes a task's retrieval predictions."""
+    opened = open_split(path, split)
+    right: dict[int, set[int]] = defaultdict(set)
+    for image_row, text_row in opened.matches().tolist():
+        right[text_row].add(image_row)
+    chosen = torch.linspace(0, len(predictions["text_row"]) - 1, min(NUM_QUERIES, opened.num_texts)).long()
+    similarity = predictions["text_features"][chosen] @ predictions["image_features"].T
+    best = similarity.topk(min(NUM_ANSWERS, opened.num_images))
+    queries = []
+    for text_row, scores, places in zip(
+        predictions["text_row"][chosen].tolist(), best.values.tolist(), best.indices, strict=True
+    ):
+        rows = predictions["image_row"][places].tolist()
+        found = [
+            Found(opened.images.value("image", row), score, row in right[text_row])
+            for row, score in zip(rows, scores, strict=True)
+        ]
+        queries.append((opened.texts.value("text", text_row), found))
+    contact_sheet(queries, subtitle=subtitle).save(file)

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from accel_train.checkpoint.files import read_state
 from accel_train.config.load import load_config
 from accel_train.config.schema import RunConfig
+from accel_train.engine.launch import name_accelerator
 from accel_train.errors import UserError
 from accel_train.resume import checkpoint_folder, copy_weights
 from accel_train.tasks.build import build_task
@@ -39,6 +41,7 @@ def open_config(folder: str, overrides: list[str]) -> RunConfig:
 
 def open_trained(folder: str, config: RunConfig, *, checkpoint: str) -> Trained:
     """The model on the CPU with its trained weights. `checkpoint` is best, latest or step_XXXXXXXX. Raises UserError."""
+    name_accelerator(on_cuda=torch.cuda.is_available())
     task = build_task(config)
     model = task.build_model()
     if (Path(folder) / EXPORT_CONFIG).is_file():
