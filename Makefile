@@ -63,7 +63,7 @@ $(CONSTRAINTS): | $(VENV)/bin/python
 	$(PIP) install "$(TORCH)"
 	$(PIP) freeze | grep -i '^torch==' > $@
 
-$(VENV)/.package: setup.cfg pyproject.toml $(CONSTRAINTS)
+$(VENV)/.package: setup.cfg $(CONSTRAINTS)
 	$(PIP) install -c $(CONSTRAINTS) -e .
 	touch $@
 

@@ -90,7 +90,6 @@ class _Dumper(yaml.SafeDumper):
         flow = not any(isinstance(item, (dict, list)) for item in data)
         return self.represent_sequence(_TAG + "seq", data, flow_style=flow)
 
-
     def represent_text(self, data: str) -> ScalarNode:
         """Text with line breaks or control characters is written with escapes, which keep each of them."""
         return self.represent_scalar(_TAG + "str", data, style=None if data.isprintable() else '"')
