@@ -1,5 +1,6 @@
 """A picture of every group's learning rate over the run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from accel_train.optim.param_groups import GroupPlan
 TOWER_COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b", "#2a9d8f", "#5c677d", "#a23b72")
 """Distinct hues of similar darkness; layers are lighter shades of their tower's."""
 INK, FAINT = "#22252a", "#9aa0a8"
-DECADES_BELOW_LOWEST = 1.5
+DECADES_BELOW_LOWEST = 2.1
 """How far below the lowest base rate the axis goes, for schedules that end at 0."""
 MOST_POINTS = 2000
+DASH = 4.0
+"""Length of a dash, in line widths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,12 @@ def draw_learning_rates(plan: GroupPlan, scales: Sequence[float], schedule: Sche
     axes = figure.add_axes((0.075, 0.12, 0.685, 0.72))
     _draw_lines(axes, plan, scales)
     _style(axes, plan, scales)
-    _draw_labels(axes, _labels(plan), len(scales))
+    _draw_labels(axes, _labels(plan))
     towers = len({group.tower for group in plan.groups})
     figure.text(0.075, 0.93, "Learning rate of every parameter group", fontsize=15, fontweight="bold", color=INK)
     figure.text(0.075, 0.885, _subtitle(schedule, scales, towers, len(plan.groups)), fontsize=10.5, color="#5b616a")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.2)
 
 
 def ladders(plan: GroupPlan) -> dict[str, list[tuple[int, float]]]:
@@ -58,14 +61,24 @@ def ladders(plan: GroupPlan) -> dict[str, list[tuple[int, float]]]:
 
 
 def _draw_lines(axes: Any, plan: GroupPlan, scales: Sequence[float]) -> None:
+    """One curve for each layer. Towers that share a rate share its curve, in dashes of their colours in turn."""
     every = max(1, len(scales) // MOST_POINTS)
     steps = [*range(0, len(scales), every), len(scales) - 1]
-    for (tower, rungs), colour in zip(ladders(plan).items(), _colours(plan), strict=True):
+    peak = max(range(len(scales)), key=lambda step: scales[step])
+    found = ladders(plan)
+    for (tower, rungs), colour in zip(found.items(), _colours(plan), strict=True):
         for position, (_, lr) in enumerate(rungs):
-            share = 1.0 if len(rungs) == 1 else position / (len(rungs) - 1)
-            rates = [lr * scales[step] for step in steps]
-            width = 1.9 if position == len(rungs) - 1 else 1.1
-            axes.plot(steps, rates, color=_shade(colour, share), linewidth=width, label=tower, solid_capstyle="round")
+            shade = _shade(colour, 1.0 if len(rungs) == 1 else position / (len(rungs) - 1))
+            sharing = [name for name, others in found.items() if any(math.isclose(lr, rate) for _, rate in others)]
+            dashes = {}
+            if len(sharing) > 1:
+                gap = DASH * (len(sharing) - 1)
+                dashes = {"linestyle": (DASH * sharing.index(tower), (DASH, gap)), "dash_capstyle": "butt"}
+            width = 2.0 if position == len(rungs) - 1 else 1.1
+            axes.plot(steps, [lr * scales[step] for step in steps], color=shade, linewidth=width, **dashes)
+            if position in (0, len(rungs) - 1):
+                guide = [lr * scales[peak]] * 2
+                axes.plot([peak, len(scales) - 1], guide, color=shade, linewidth=0.7, linestyle=(0, (1, 3)), zorder=1)
 
 
 def _style(axes: Any, plan: GroupPlan, scales: Sequence[float]) -> None:
@@ -90,15 +103,21 @@ def _labels(plan: GroupPlan) -> list[Label]:
     for (tower, rungs), colour in zip(ladders(plan).items(), _colours(plan), strict=True):
         bottom, top = rungs[0], rungs[-1]
         text = tower if len(rungs) == 1 else f"{tower}, layer {top[0]}"
-        labels.append(Label(top[1], f"{text}   {top[1]:.3g}", _shade(colour, 1.0), bold=True))
+        labels.append(Label(top[1], f"{text}   {rate_text(top[1])}", _shade(colour, 1.0), bold=True))
         if len(rungs) > 1:
             labels.append(
-                Label(bottom[1], f"{tower}, layer {bottom[0]}   {bottom[1]:.3g}", _shade(colour, 0.35), False)
+                Label(bottom[1], f"{tower}, layer {bottom[0]}   {rate_text(bottom[1])}", _shade(colour, 0.35), False)
             )
     return sorted(labels, key=lambda label: -label.lr)
 
 
-def _draw_labels(axes: Any, labels: list[Label], num_steps: int) -> None:
+def rate_text(lr: float) -> str:
+    """Three digits and a power of ten: 2.39e-5."""
+    digits, exponent = f"{lr:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def _draw_labels(axes: Any, labels: list[Label]) -> None:
     """Labels stand beside the axes at the height of their base rate, moved apart where they would overlap."""
     height = axes.transData.transform
     to_axes = axes.transAxes.inverted().transform
@@ -159,7 +178,9 @@ def _shade(colour: str, share: float) -> str:
 
 def _subtitle(schedule: ScheduleSection, scales: Sequence[float], towers: int, groups: int) -> str:
     warmup = next((step for step, scale in enumerate(scales) if scale >= 1), 0)
-    end = f"down to {schedule.min_lr_ratio:g} of the base rate" if schedule.name != "constant" else "then constant"
+    end = "then constant"
+    if schedule.name != "constant":
+        end = f"down to {schedule.min_lr_ratio:g} of it" if schedule.min_lr_ratio else "down to 0"
     return (
         f"{towers} towers, {groups} groups.  {schedule.name.capitalize()} over {len(scales):,} steps, full rate at step "
         f"{warmup:,}, {end}.  Log scale."
