@@ -193,8 +193,10 @@ def caption_vocabulary(captions: Iterable[str], vocab_size: int) -> list[str]:
         words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
     pieces: Counter[str] = Counter()
     for word, count in words.items():
-        for index, character in enumerate(word):
-            pieces[character if index == 0 else "##" + character] += count
+        for character in word:
+            pieces[character] += count
+            if len(word) > 1:  # both forms, so that new words of known letters are known too
+                pieces["##" + character] += count
     longer = Counter({word: count for word, count in words.items() if len(word) > 1 and word not in SPECIAL_TOKENS})
     return [*SPECIAL_TOKENS, *_most_frequent(pieces), *_most_frequent(longer)][:vocab_size]
 
