@@ -46,3 +46,17 @@ def _ranks(scores: Tensor, queries: Tensor, targets: Tensor) -> Tensor:
     ahead = scores >= best[:, None]
     ahead[queries, targets] = False
     return ahead.sum(1)
+
+
+def in_batch_accuracy(query_features: Tensor, target_features: Tensor, *, chunk_size: int = 1024) -> float:
+    """Share of rows, 0 to 1, whose own partner is more similar than every other row's.
+
+    Not recall: a batch is far smaller than a split, and rows that show the same image or say the same text count as wrong.
+    NaN counts as wrong.
+    """
+    num_right = 0
+    for start in range(0, len(query_features), chunk_size):
+        scores = query_features[start : start + chunk_size] @ target_features.T
+        own = scores.diagonal(start)[:, None]
+        num_right += int(((scores >= own).sum(1) == 1).sum())
+    return num_right / len(query_features)

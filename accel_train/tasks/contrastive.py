@@ -1,6 +1,7 @@
 """Contrastive training of an image tower and a text tower (CLIP, Chinese-CLIP, SigLIP, dual encoders)."""
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from accel_train.data.arrow_split import open_split
 from accel_train.data.dataset import Dataset
 from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset, caption_tokenizer, tokenizer_path
+from accel_train.data.text import read_vocabulary, save_tokenizer
 from accel_train.errors import UserError
 from accel_train.losses.contrastive import info_nce, sigmoid_loss
-from accel_train.metrics.retrieval import recall_at
+from accel_train.metrics.retrieval import in_batch_accuracy, recall_at
 from accel_train.models.build import build_contrastive_model
 from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.export import load_pretrained_weights, save_pretrained
@@ -20,6 +22,17 @@ from accel_train.models.pretrained import building_on_meta
 from accel_train.tasks.task import Batch, Task
 
 RECALL_AT = (1, 5, 10)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
@@ -94,7 +107,13 @@ class ContrastiveTask(Task):
         return scores
 
     def train_metrics(self, outputs: Batch) -> dict[str, Any]:
-        return {"temperature": 1 / outputs["logit_scale"].item()}
+        """The temperature, and how often a pair is told from the rest of its batch, which is no recall."""
+        images, texts = outputs["image_features"], outputs["text_features"]
+        return {
+            "temperature": 1 / outputs["logit_scale"].item(),
+            "in_batch_accuracy/image_to_text": in_batch_accuracy(images, texts, chunk_size=self.config.loss.chunk_size),
+            "in_batch_accuracy/text_to_image": in_batch_accuracy(texts, images, chunk_size=self.config.loss.chunk_size),
+        }
 
     def load_pretrained(self, model: nn.Module, folder: str) -> None:
         assert isinstance(model, ContrastiveModel)
@@ -105,9 +124,13 @@ class ContrastiveTask(Task):
         assert isinstance(model, ContrastiveModel)
         save_pretrained(model, folder, self.config)
         source = Path(tokenizer_path(self.config.data))
-        for file in [source] if source.is_file() else sorted(source.iterdir()):
-            if file.is_file():
-                shutil.copyfile(file, Path(folder) / ("vocab.txt" if source.is_file() else file.name))
+        if source.is_dir():
+            _copy_tokenizer(source, Path(folder))
+            return
+        with tempfile.TemporaryDirectory() as aside:
+            made = Path(aside) / "tokenizer"
+            save_tokenizer(read_vocabulary(source), made)
+            _copy_tokenizer(made, Path(folder))
 
     def _check_tokenizer(self, model: nn.Module) -> None:
         """The token ids must be rows of the embeddings, and CLIP must find the token it takes a text's feature from."""
@@ -134,3 +157,10 @@ def _in_order(features: Tensor, rows: Tensor) -> Tensor:
     if not torch.equal(rows[order], torch.arange(len(rows), device=rows.device)):
         raise RuntimeError("evaluation gave some rows twice or not at all")
     return features[order]
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    # By name: a tokenizer often lies beside a model, whose weights and configuration must not land on ours.
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

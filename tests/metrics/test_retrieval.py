@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from accel_train.metrics.retrieval import recall_at
+from accel_train.metrics.retrieval import in_batch_accuracy, recall_at
 
 
 def naive_recall(queries: Tensor, targets: Tensor, matches: list[tuple[int, int]], k: int) -> float:
@@ -71,6 +71,22 @@ def test_nan_features_are_refused() -> None:
     broken = torch.full((2, 2), float("nan"))
     with pytest.raises(ValueError, match="NaN"):
         recall_at(broken, torch.ones(2, 2), torch.tensor([[0, 0], [1, 1]]))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 100])
+def test_in_batch_accuracy_equals_recall_at_one_of_the_batch(chunk_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(50, 4, generator=generator)
+    targets = queries + torch.randn(50, 4, generator=generator)
+    own = torch.arange(50)[:, None].expand(-1, 2)
+    found = in_batch_accuracy(queries, targets, chunk_size=chunk_size)
+    assert found == recall_at(queries, targets, own, ks=(1,))[1]
+    assert 0 < found < 1
+
+
+def test_in_batch_accuracy_counts_ties_and_nan_as_wrong() -> None:
+    assert in_batch_accuracy(torch.ones(3, 2), torch.ones(3, 2)) == 0
+    assert in_batch_accuracy(torch.full((3, 2), float("nan")), torch.ones(3, 2)) == 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, ChineseCLIPModel
+
+from accel_train.errors import UserError
+from accel_train.losses.contrastive import info_nce, sigmoid_loss
+from accel_train.tasks.contrastive import ContrastiveTask
+
+
+def stacked(dataset) -> dict[str, Tensor]:
+    rows = [dataset.read(row, None) for row in range(len(dataset))]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def perfect(matches: Tensor, num: int) -> Tensor:
+    """Features under which each text has the largest product with the images that match it."""
+    features = torch.zeros(num, num)
+    features[matches[:, 1], matches[:, 0]] = 1
+    return F.normalize(features, dim=-1)
+
+
+@pytest.mark.parametrize("name", ["info_nce", "sigmoid"])
+def test_losses_follow_the_configuration(name, make_config) -> None:
+    settings = {"name": name, "positives": "shared", "label_smoothing": 0.1, "chunk_size": 3}
+    task = ContrastiveTask(make_config(loss=settings))
+    batch = stacked(task.build_dataset("train"))
+    outputs = task.build_model().eval()(batch)
+    keys = {key: batch[key] for key in ("image_key", "text_key")}
+    options = keys | {"positives": "shared", "label_smoothing": 0.1}
+    features = outputs["image_features"], outputs["text_features"], outputs["logit_scale"]
+    if name == "info_nce":
+        expected = info_nce(*features, **options)
+    else:
+        expected = sigmoid_loss(*features, outputs["logit_bias"], **options)
+    losses = task.losses(outputs, batch)
+    assert list(losses) == [name]
+    torch.testing.assert_close(losses[name], expected)
+    shares = [task.losses(outputs, batch | {"anchors": torch.tensor(part)})[name] for part in ((0, 5), (5, 16))]
+    torch.testing.assert_close(sum(shares), expected)
+
+
+def test_the_loss_reads_only_the_columns_it_names(make_config) -> None:
+    task = ContrastiveTask(make_config())
+    batch = stacked(task.build_dataset("train"))
+    outputs = task.build_model().eval()(batch)
+    assert task.losses(outputs, {name: batch[name] for name in task.loss_columns}).keys() == {"info_nce"}
+    assert task.shared_outputs >= {name for name, value in outputs.items() if len(value) != len(batch["sample_id"])}
+
+
+@pytest.mark.parametrize("output", ["image_features", "text_features"])
+def test_an_output_is_left_out_with_its_columns(output, make_config) -> None:
+    task = ContrastiveTask(make_config())
+    batch = stacked(task.build_dataset("train"))
+    rest = {name: column for name, column in batch.items() if name not in task.output_inputs[output]}
+    assert output not in task.build_model()(rest)
+
+
+def test_evaluation_sees_every_image_and_every_text_once(make_config) -> None:
+    task = ContrastiveTask(make_config())
+    model = task.build_model().eval()
+    kept: dict[str, Tensor] = {}
+    for dataset in task.evaluation_sets("valid"):
+        batch = stacked(dataset)
+        kept |= task.predictions(model(batch), batch)
+    assert kept["image_row"].tolist() == kept["text_row"].tolist() == list(range(8))
+    assert set(task.scores(kept, "valid")) == set(task.score_names)
+
+
+def test_scores_go_by_rows_and_not_by_positions(make_config) -> None:
+    task = ContrastiveTask(make_config())
+    matches = torch.tensor([[(i + k) % 8, i] for i in range(8) for k in (0, 1)])
+    images, texts = torch.eye(8), perfect(matches, 8)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    kept = {
+        "image_features": images[order],
+        "image_row": order,
+        "text_features": texts,
+        "text_row": torch.arange(8),
+    }
+    scores = task.scores(kept, "valid")
+    assert scores["text_to_image_recall@1"] == scores["image_to_text_recall@1"] == scores["mean_recall"] == 1
+    wrong = task.scores(kept | {"image_row": order.roll(3)}, "valid")
+    assert wrong["mean_recall"] < 0.8
+    assert wrong["mean_recall"] == pytest.approx(
+        (wrong["text_to_image_mean_recall"] + wrong["image_to_text_mean_recall"]) / 2
+    )
+
+
+def test_rows_counted_twice_are_noticed(make_config) -> None:
+    rows = torch.tensor([0, 1, 2, 3, 4, 5, 6, 6])
+    features = {"image_features": torch.eye(8), "image_row": rows, "text_features": torch.eye(8), "text_row": rows}
+    with pytest.raises(RuntimeError, match="twice or not at all"):
+        ContrastiveTask(make_config()).scores(features, "valid")
+
+
+def test_train_metrics(make_config) -> None:
+    features = torch.eye(4)
+    outputs = {"image_features": features, "text_features": features.roll(1, 0), "logit_scale": torch.tensor([20.0])}
+    metrics = ContrastiveTask(make_config()).train_metrics(outputs)
+    assert metrics["temperature"] == pytest.approx(0.05)
+    assert metrics["in_batch_accuracy/image_to_text"] == metrics["in_batch_accuracy/text_to_image"] == 0
+    outputs["text_features"] = features
+    assert ContrastiveTask(make_config()).train_metrics(outputs)["in_batch_accuracy/image_to_text"] == 1
+
+
+def test_a_tokenizer_larger_than_the_embeddings_is_refused(make_config) -> None:
+    section = {"type": "chinese_clip", "size": "tiny", "config": {"text_config": {"vocab_size": 10}}}
+    with pytest.raises(UserError, match=r"data.tokenizer has \d+ tokens, but the text tower embeds 10"):
+        ContrastiveTask(make_config(section)).build_model()
+
+
+def test_clip_without_the_tokenizers_end_token_is_refused(make_config) -> None:
+    """CLIP would take every text's feature from its first token, which sees no other."""
+    with pytest.raises(UserError, match=r"set model.config.text_config.eos_token_id=3"):
+        ContrastiveTask(make_config({"type": "clip", "size": "tiny"})).build_model()
+    section = {"type": "clip", "size": "tiny", "config": {"text_config": {"eos_token_id": 3}}}
+    ContrastiveTask(make_config(section)).build_model()
+
+
+def test_planning_needs_no_tokenizer(make_config) -> None:
+    with torch.device("meta"):
+        ContrastiveTask(make_config(tokenizer="/nowhere")).build_model()
+
+
+def test_export_is_complete_and_comes_back(make_config, tmp_path: Path) -> None:
+    task = ContrastiveTask(make_config())
+    model = task.build_model().eval()
+    task.export(model, str(tmp_path / "export"))
+    batch = stacked(task.build_dataset("train"))
+    fresh = task.build_model().eval()
+    task.load_pretrained(fresh, str(tmp_path / "export"))
+    assert torch.equal(fresh(batch)["text_features"], model(batch)["text_features"])
+
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "export")(
+        "红色的花", padding="max_length", max_length=12, return_tensors="pt"
+    )
+    assert torch.equal(tokens["input_ids"][0], batch["input_ids"][0])
+    plain = ChineseCLIPModel.from_pretrained(tmp_path / "export").eval()
+    found = plain.get_text_features(
+        input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+    ).pooler_output
+    torch.testing.assert_close(F.normalize(found, dim=-1), model(batch)["text_features"][:1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_vocabulary_file_is_exported_as_a_tokenizer(make_config, dataset_folder: Path, tmp_path: Path) -> None:
+    task = ContrastiveTask(make_config(tokenizer=str(dataset_folder / "tokenizer" / "vocab.txt")))
+    task.export(task.build_model(), str(tmp_path / "export"))
+    text = "红色的花 red flower"
+    by_folder = AutoTokenizer.from_pretrained(dataset_folder / "tokenizer")(text)["input_ids"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "export")(text)["input_ids"] == by_folder
+
+
+def test_a_tokenizer_beside_other_weights_does_not_overwrite_ours(make_config, dataset_folder, tmp_path: Path) -> None:
+    (dataset_folder / "tokenizer" / "model.safetensors").write_bytes(b"other weights")
+    (dataset_folder / "tokenizer" / "config.json").write_text('{"model_type": "bert"}')
+    task = ContrastiveTask(make_config())
+    task.export(task.build_model(), str(tmp_path / "export"))
+    assert "logit_scale" in load_file(tmp_path / "export" / "model.safetensors")
+    assert '"chinese_clip"' in (tmp_path / "export" / "config.json").read_text()
