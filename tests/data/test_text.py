@@ -128,7 +128,7 @@ def test_pickles(folder: Path) -> None:
     ("content", "message"),
     [
         (b"\xff\xfe", "not UTF-8"),
-        ("[PAD]\n[UNK]\na\n".encode(), r"lacks \[CLS\], \[SEP\], \[MASK\]"),
+        (b"[PAD]\n[UNK]\na\n", r"lacks \[CLS\], \[SEP\], \[MASK\]"),
         (b"", "lacks"),
         ("\n".join([*SPECIAL_TOKENS, "a", "b", "a"]).encode(), "1 tokens come twice, the first is 'a'"),
     ],
