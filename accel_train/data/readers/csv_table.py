@@ -37,4 +37,4 @@ def read(files: list[Path], columns: Columns) -> Iterator[Record]:
                     else:
                         yield from rows.records(where, row)
             except csv.Error as error:
-                raise UserError(f"{path}:{reader.line_num}: not CSV from here on ({error}).") from error
+                raise UserError(f"{path}:{reader.reader.line_num}: not CSV from here on ({error}).") from error

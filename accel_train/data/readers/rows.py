@@ -21,13 +21,17 @@ from accel_train.errors import UserError
 
 IMAGE_NAMES = ("image", "image_path", "image_file", "file_name", "filepath", "path", "image_base64", "jpg", "png")
 TEXT_NAMES = ("text", "caption", "captions", "title", "sentence", "prompt", "txt")
+MAX_SHOWN = 40
+"""Characters of a column's name in a message."""
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 def choose_columns(where: str, names: Iterable[str], columns: Columns) -> Columns:
     """The columns to read: those asked for, else the first known names. Image and text there must be, ids may be."""
     found = list(names)
-    has = f"it has {', '.join(found)}" if found else "it has no columns"
+    # A table without a header line shows its first row here, maybe an image in base64.
+    shown = [name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + "..." for name in found]
+    has = f"it has {', '.join(shown)}" if found else "it has no columns"
 
     def choose(part: str, asked: str | None, known: tuple[str, ...]) -> str | None:
         if asked is not None and asked not in found:
