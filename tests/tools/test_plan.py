@@ -1,0 +1,221 @@
+"""The plan of every shipped configuration, and of small changes to one."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from accel_train.config.load import load_config
+from accel_train.errors import UserError
+from accel_train.models.sizes import SIZES
+from accel_train.optim.param_groups import plan_groups
+from accel_train.tasks.build import build_task
+from accel_train.tools.plan import as_dict, make_plan, plan
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMALL = str(CONFIGS / "small" / "dual_encoder_llrd.yaml")
+SAMPLE_PAIRS = 5816
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hugging Face folders with a configuration and an empty file where weights would be: a plan reads no weights."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    root = tmp_path_factory.mktemp("models")
+    size = SIZES["chinese_clip"]["vit_b_16"]
+    configurations = {
+        "convnext": transformers.ConvNextConfig(),
+        "bert": transformers.BertConfig(vocab_size=21128),
+        "chinese_clip": transformers.ChineseCLIPConfig(**size),
+    }
+    for name, configuration in configurations.items():
+        configuration.save_pretrained(root / name)
+        (root / name / "model.safetensors").touch()
+    return {name: str(root / name) for name in configurations}
+
+
+def planned(path: str, *overrides: str, ranks: int | None = None) -> dict[str, Any]:
+    return as_dict(make_plan(load_config(path, list(overrides)), world_size=ranks))
+
+
+@pytest.mark.parametrize("path", sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")))
+def test_every_configuration_can_be_planned(path: str, folders: dict[str, str]) -> None:
+    changes = {
+        "chinese_clip_muge.yaml": [f"model.pretrained={folders['chinese_clip']}"],
+        "dual_encoder_llrd.yaml": [
+            f"model.image.pretrained={folders['convnext']}",
+            f"model.text.pretrained={folders['bert']}",
+        ],
+    }
+    found = planned(str(CONFIGS / path), "data.path=sample:emoji-zh", *changes.get(path, []))
+    assert found["total_steps"] == found["steps_per_epoch"] * load_config(CONFIGS / path).num_epochs > 0
+    assert {name: owner for name, owner in owners(found).items() if owner is None} == {
+        parameter["name"]: None for parameter in found["parameters"] if parameter["frozen"]
+    }
+
+
+def owners(found: dict[str, Any]) -> dict[str, str | None]:
+    return {parameter["name"]: parameter["group"] for parameter in found["parameters"]}
+
+
+def test_rates_of_the_dual_encoder(folders: dict[str, str]) -> None:
+    """The eight text layers of the recipe, the last image stage, the heads."""
+    found = planned(
+        str(CONFIGS / "dual_encoder_llrd.yaml"),
+        "data.path=sample:emoji-zh",
+        f"model.image.pretrained={folders['convnext']}",
+        f"model.text.pretrained={folders['bert']}",
+    )
+    rates = {group["name"]: group["lr"] for group in found["groups"] if not group["name"].endswith("no_decay")}
+    text = [rates[f"text.{layer:02d}"] for layer in range(12, 4, -1)]
+    assert text == pytest.approx(
+        [5.0e-5, 4.5e-5, 4.05e-5, 3.645e-5, 3.2805e-5, 2.9525e-5, 2.657e-5, 2.391e-5], rel=1e-3
+    )
+    assert {name: lr for name, lr in rates.items() if "." not in name} == {
+        "image": 1e-4,
+        "pooling": 5e-5,
+        "heads": 1e-3,
+        "temperature": 1e-3,
+    }
+    image = {name for name, owner in owners(found).items() if owner in ("image", "image.no_decay")}
+    assert all("stages.3" in name or "vision_model.layernorm" in name for name in image)
+    assert len(image) == 2 + 4 + 3 * 9
+
+
+def test_json_is_what_the_optimizer_gets(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(SMALL)
+    plan(config, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    with torch.device("meta"):
+        model = build_task(config).build_model()
+    groups = plan_groups(model, config.optimizer).groups
+    assert {group["name"]: (group["lr"], group["weight_decay"]) for group in found["groups"]} == {
+        group.name: (group.lr, group.weight_decay) for group in groups
+    }
+    assert [parameter["name"] for parameter in found["parameters"]] == [name for name, _ in model.named_parameters()]
+    assert found["parameters"][0].keys() >= {"name", "group", "lr", "weight_decay", "max_grad_norm", "frozen", "shape"}
+
+
+def test_steps_and_micro_batches() -> None:
+    found = planned(SMALL, ranks=2)
+    assert (found["num_samples"], found["steps_per_epoch"]) == (SAMPLE_PAIRS, SAMPLE_PAIRS // 256)
+    assert (found["world_size"], found["num_micro_batches"]) == (2, 1)
+    assert planned(SMALL, "data.last_batch=keep")["steps_per_epoch"] == SAMPLE_PAIRS // 256 + 1
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UserError, match=r"global_batch_size is 256, but micro_batch_size × ranks = 128 × 3"):
+        planned(SMALL, ranks=3)
+
+
+def sizes(*overrides: str, ranks: int = 1) -> dict[str, int]:
+    return {part["name"]: part["num_bytes"] for part in planned(SMALL, *overrides, ranks=ranks)["memory"]}
+
+
+def test_memory_of_one_rank() -> None:
+    with torch.device("meta"):
+        model = build_task(load_config(SMALL)).build_model()
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    alone = sizes()
+    assert (alone["weights"], alone["gradients"], alone["optimizer state"]) == (weights, weights, 2 * weights)
+    assert sizes("optimizer.name=lion", "optimizer.eps=1e-6")["optimizer state"] == weights
+    half = weights // 2
+    split = sizes("engine=fsdp2", ranks=2)
+    assert [split[name] for name in ("weights", "gradients", "optimizer state")] == pytest.approx(
+        [half, half, weights], abs=8
+    )
+    for stage, expected in (
+        (1, (weights, weights, weights)),
+        (2, (weights, half, weights)),
+        (3, (half, half, weights)),
+    ):
+        found = sizes(f"engine=zero{stage}", ranks=2)
+        assert [found[name] for name in ("weights", "gradients", "optimizer state")] == pytest.approx(expected, abs=8)
+
+
+def test_frozen_parameters_need_no_gradient() -> None:
+    whole, frozen = sizes(), sizes("optimizer.towers.image.lr=0", "optimizer.towers.image.layer_decay=1.0")
+    assert frozen["gradients"] < whole["gradients"]
+    assert frozen["weights"] == whole["weights"]
+    assert frozen["activations"] < whole["activations"] / 2
+
+
+def test_offload_counts_as_host_memory() -> None:
+    config = load_config(SMALL, ["engine=zero2", "zero.offload_optimizer=true"])
+    host = {part["name"] for part in as_dict(make_plan(config, world_size=2))["memory"] if part["on_host"]}
+    assert host == {"optimizer state", "weights, DeepSpeed's copy"}
+
+
+def test_activations_are_what_a_real_forward_pass_saves() -> None:
+    """Against the storages that autograd holds on to when the model is really run."""
+    config = load_config(SMALL, ["data.micro_batch_size=4", "data.global_batch_size=8"])
+    model = build_task(config).build_model()
+    held = {parameter.untyped_storage().data_ptr() for parameter in [*model.parameters(), *model.buffers()]}
+    saved: dict[int, torch.Tensor] = {}
+
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in held:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    data = config.data
+    batch = {
+        "pixel_values": torch.zeros(4, 3, data.image_size, data.image_size, dtype=torch.uint8),
+        "input_ids": torch.zeros(4, data.max_text_length, dtype=torch.int64),
+        "attention_mask": torch.ones(4, data.max_text_length, dtype=torch.int64),
+    }
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        outputs = model(batch)
+    real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    assert len(outputs) == 3
+    estimated = {part["name"]: part["num_bytes"] for part in as_dict(make_plan(config))["memory"]}["activations"]
+    assert estimated == pytest.approx(real, rel=0.02)
+
+
+def test_checkpointing_and_precision_shrink_activations() -> None:
+    whole = sizes()["activations"]
+    assert sizes("precision=bf16")["activations"] < 0.8 * whole
+    assert sizes("compute.activation_checkpointing=true")["activations"] < 0.6 * whole
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.towers.text.layer_decay=0.5"], "text.layer_decay is 0.5; 0.8 to 0.95"),
+        (["optimizer.towers.image.layer_decay=0.3"], "its lowest trained layer learns at 0.0024"),
+        (["optimizer.towers.text.lr=0"], "Tower text is frozen as a whole"),
+        (["schedule.warmup_ratio=null", "schedule.warmup_steps=500"], "warmup takes 500 steps and the run 176"),
+        (["engine=zero2", "model.text.config.num_hidden_layers=4"], "communicates for each group apart"),
+        (["data.global_batch_size=4000", "data.micro_batch_size=4000"], "1816 of 5816 samples are left out"),
+        (["data.global_batch_size=4000", "data.micro_batch_size=4000"], "only 1 steps long"),
+        ([], "2 micro-batches on a rank; all but one are encoded twice"),
+    ],
+)
+def test_hazards(overrides: list[str], message: str) -> None:
+    assert any(message in hazard for hazard in planned(SMALL, *overrides)["hazards"])
+
+
+def test_text_and_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "lr.png"
+    plan(load_config(SMALL, ["optimizer.max_grad_norm=2.0"]), picture=str(picture))
+    shown = capsys.readouterr().out
+    for part in (
+        "text.00.no_decay",
+        "Memory of one rank",
+        "Worth knowing",
+        "clipped to 2",
+        "176 steps = 8 epochs of 22",
+    ):
+        assert part in shown
+    assert picture.stat().st_size > 10_000
+
+
+def test_other_ranks_stay_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    plan(load_config(SMALL))
+    assert capsys.readouterr().out == ""
