@@ -61,7 +61,8 @@ def decode(image: Image.Image, box: Box = WHOLE, size: int | None = None) -> Ima
         if size is not None:
             image.draft("RGB", (math.ceil(size / box.width), math.ceil(size / box.height)))
         image.load()
-        return _rgb(image).crop(_pixels(box, image.width, image.height))
+        whole = _rgb(image)
+        return whole if box == WHOLE else whole.crop(_pixels(box, image.width, image.height))
     except Exception as error:  # as in open_image: every decoder fails in its own way
         raise UnreadableImage(f"does not decode ({error!r})") from error
 

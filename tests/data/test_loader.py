@@ -1,5 +1,8 @@
+import multiprocessing
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,8 +171,6 @@ def test_a_killed_worker_is_a_clear_error(data_section: MakeSection) -> None:
 
 def test_signals_to_a_worker_do_not_end_it(data_section: MakeSection) -> None:
     """A scheduler signals every process of a job; the training process still has a step to finish."""
-    import multiprocessing
-
     data = data_section(Path("unused"), num_workers=1, prefetch_batches=1)
     order = Order(61, 8, seed=5)
     steps = train_steps(
@@ -177,10 +178,24 @@ def test_signals_to_a_worker_do_not_end_it(data_section: MakeSection) -> None:
     )
     next(steps)
     (worker,) = multiprocessing.active_children()
-    for sent in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
-        os.kill(worker.pid or 0, sent)
+    for sent in ("USR1", "USR2", "INT", "HUP", "TERM"):
+        subprocess.run(["kill", f"-{sent}", str(worker.pid)], check=True)
     assert [step.step for step in steps] == [1, 2, 3, 4]
     assert not worker.is_alive()
+
+
+def test_workers_go_when_the_iterator_is_dropped(data_section: MakeSection) -> None:
+    data = data_section(Path("unused"), num_workers=2)
+    order = Order(61, 8, seed=5)
+    steps = train_steps(
+        Numbers(61), order, data, rank=0, world_size=1, first_step=0, last_step=10**9, seed=5, pin_memory=False
+    )
+    next(steps)
+    workers = multiprocessing.active_children()
+    began = time.monotonic()
+    del steps
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
+    assert time.monotonic() - began < 4  # else they were killed after a timeout
 
 
 def test_torch_random_state_is_left_alone(data_section: MakeSection) -> None:
