@@ -31,6 +31,7 @@ def losses(run_dir: Path, *overrides: str, visible: str | None = None) -> list[f
     environment = os.environ | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
     if any(word.startswith("engine=zero") for word in overrides):
         pytest.importorskip("deepspeed")
+    settings = {word.partition("=")[0]: word for word in [*SETTINGS, *overrides]}
     command = [
         sys.executable,
         "-m",
@@ -40,7 +41,7 @@ def losses(run_dir: Path, *overrides: str, visible: str | None = None) -> list[f
         f"run_dir={run_dir}",
     ]
     done = subprocess.run(
-        [*command, *SETTINGS, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [*command, *settings.values()], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
