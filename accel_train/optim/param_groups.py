@@ -73,7 +73,8 @@ def plan_groups(model: nn.Module, config: OptimizerSection) -> GroupPlan:
     parameters = list(model.named_parameters())
     _refuse_emptied(parameters)
     fixed = {name for name, parameter in parameters if not parameter.requires_grad}
-    places = assign([name for name, _ in parameters], config.towers, optional=fixed)
+    buffers = [name for name, _ in model.named_buffers()]
+    places = assign([name for name, _ in parameters], config.towers, optional=fixed, buffers=buffers)
     num_layers = [
         1 + max((place.layer for place in places.values() if place.tower == index), default=-1)
         for index in range(len(config.towers))

@@ -37,10 +37,14 @@ class Place:
     layer: int
 
 
-def assign(names: Sequence[str], towers: Sequence[Tower], optional: Iterable[str] = ()) -> dict[str, Place]:
+def assign(
+    names: Sequence[str], towers: Sequence[Tower], *, optional: Iterable[str] = (), buffers: Iterable[str] = ()
+) -> dict[str, Place]:
     """The place of each parameter; those in `optional` may have none.
 
-    Raises UserError for a parameter without a tower, a pattern without a parameter, and a pattern that can't be read.
+    A pattern may match nothing but a name in `buffers`: a tower for the temperature is no error where the model holds the
+    temperature fixed. Raises UserError for a parameter without a tower, a pattern without a parameter, and a pattern that
+    can't be read.
     """
     compiled = [compile_patterns(tower) for tower in towers]
     found: dict[str, tuple[int, LayerKey]] = {}
@@ -48,7 +52,7 @@ def assign(names: Sequence[str], towers: Sequence[Tower], optional: Iterable[str
         if match := _first_match(name, towers, compiled):
             found[name] = match
     unmatched = [name for name in names if name not in found and name not in set(optional)]
-    problems = _unmatched(unmatched, towers) + _unused(names, found, towers, compiled)
+    problems = _unmatched(unmatched, towers) + _unused(names, found, towers, compiled, list(buffers))
     if problems:
         raise UserError("\n".join(problems))
     numbers = [_number_layers({key for tower, key in found.values() if tower == index}) for index in range(len(towers))]
@@ -111,7 +115,11 @@ def _number_layers(keys: set[LayerKey]) -> dict[LayerKey, int]:
 
 
 def _unused(
-    names: Sequence[str], found: dict[str, tuple[int, LayerKey]], towers: Sequence[Tower], compiled: list[list[Pattern]]
+    names: Sequence[str],
+    found: dict[str, tuple[int, LayerKey]],
+    towers: Sequence[Tower],
+    compiled: list[list[Pattern]],
+    buffers: list[str],
 ) -> list[str]:
     used = {(tower, int(key[0])) for tower, key in found.values()}
     problems = []
@@ -120,7 +128,8 @@ def _unused(
         if not any((index, position) in used for position in range(len(patterns))) and not patterns[0].required:
             problems.append(f"{where}: '{tower.layers}' matches no parameter that an earlier tower leaves.")
         for position, pattern in enumerate(patterns):
-            if pattern.required and (index, position) not in used:
+            fixed = any(pattern.regex.search(name) for name in buffers)
+            if pattern.required and (index, position) not in used and not fixed:
                 problems.append(f"{where}: '{pattern.text}' {_why_unused(pattern, names, found, towers)}")
     return problems
 

@@ -1,6 +1,9 @@
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from accel_train.config.schema import OptimizerSection, Tower
 from accel_train.optim.lion import Lion
@@ -104,6 +107,25 @@ def test_lion_passes_over_parameters_without_gradient() -> None:
     assert optimizer.step(lambda: 3.0) == 3.0
     assert unused.tolist() == [1.0, 1.0]
     assert used.tolist() == pytest.approx([0.45, 0.45])
+
+
+def test_lion_updates_sharded_weights() -> None:
+    """FSDP2's parameters are DTensors, which lack some list operations."""
+    results = []
+    for sharded in (False, True):
+        model = small_model()
+        if sharded:
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            fully_shard(model)
+        optimizer = Lion([{"params": list(model.parameters())}], lr=0.1, betas=(0.9, 0.99), weight_decay=0.1)
+        for _ in range(2):
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+        weights = [param.full_tensor() if isinstance(param, DTensor) else param for param in model.parameters()]
+        assert isinstance(next(model.parameters()), DTensor) == sharded
+        results.append(torch.cat([weight.detach().flatten() for weight in weights]))
+    dist.destroy_process_group()
+    assert torch.equal(*results)
 
 
 def test_lion_resumes_from_its_state() -> None:

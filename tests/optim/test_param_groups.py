@@ -110,6 +110,16 @@ def test_parameter_without_gradient_stays_frozen() -> None:
     ]
 
 
+def test_a_tower_for_a_buffer_is_no_error() -> None:
+    """Where the temperature isn't learnt the model holds it as a buffer, and the tower may stay in the configuration."""
+    model = Toy()
+    del model.logit_scale
+    model.register_buffer("logit_scale", torch.zeros(1))
+    plan = plan_groups(model, section())
+    assert {group.tower for group in plan.groups} == {"trunk", "head"}
+    assert plan.frozen == ()
+
+
 def test_no_decay_layers() -> None:
     plan = plan_groups(Toy(), section(no_decay_layers=["^embedding", r"blocks\.1\.linear"]))
     exempt = {name for group in plan.groups if group.weight_decay == 0 for name in group.param_names}

@@ -144,6 +144,12 @@ def test_frozen_parameters_need_no_gradient() -> None:
     assert frozen["activations"] < whole["activations"] / 2
 
 
+def test_a_fixed_temperature_needs_no_other_towers() -> None:
+    found = planned(SMALL, "model.learn_temperature=false")
+    assert "logit_scale" not in owners(found)
+    assert "temperature" not in {group["tower"] for group in found["groups"]}
+
+
 def test_offload_counts_as_host_memory() -> None:
     config = load_config(SMALL, ["engine=zero2", "zero.offload_optimizer=true"])
     host = {part["name"] for part in as_dict(make_plan(config, world_size=2))["memory"] if part["on_host"]}
