@@ -6,7 +6,7 @@ They are subclassed, not wrapped, so parameter names are those of transformers.
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     ChineseCLIPConfig,
     ChineseCLIPModel,
@@ -42,6 +42,11 @@ class _TransformersModel(ContrastiveModel):
 
 class ContrastiveChineseCLIP(_TransformersModel, ChineseCLIPModel):
     """Text feature: the first token's, as in the original."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings, as in CLIP and SigLIP: transformers finds none by itself, and FSDP2 asks for them."""
+        embeddings: nn.Module = self.text_model.embeddings.word_embeddings
+        return embeddings
 
 
 class ContrastiveCLIP(_TransformersModel, CLIPModel):
