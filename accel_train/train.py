@@ -120,7 +120,7 @@ def prepare(engine: Engine, model: nn.Module, plan: GroupPlan, config: RunConfig
     if config.compute.activation_checkpointing:
         checkpoint_activations(model)
     block_classes = {type(block).__name__ for _, block in repeated_blocks(model)}
-    optimizer = make_optimizer(model, plan, config.optimizer, fused=engine.can_fuse)
+    optimizer = make_optimizer(model, plan, config.optimizer, fused=engine.can_fuse(config.optimizer.name))
     engine.prepare(model, optimizer, precision=config.precision, block_classes=block_classes)
     if config.compute.compile:
         compile_blocks(engine.bare_model())

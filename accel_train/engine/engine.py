@@ -17,6 +17,11 @@ from accel_train.errors import UserError
 Gradients = list[list[Tensor]]
 """For each parameter group, this rank's pieces of its gradients; scaling them in place scales the gradient."""
 
+_ended_groups: list[Any] = []
+"""Keeps process groups until the interpreter ends. Else DistributedDataParallel may hold the last reference, and freeing it
+waits, with the interpreter's lock held, for gloo's thread, which may be waiting for that lock to free a collective's
+tensors: a rank would hang after its last step."""
+
 
 class Engine(ABC):
     """Prepares a model and optimizer, and gives the verbs of one step: sync, backward, norms, scale, step.
@@ -53,9 +58,8 @@ class Engine(ABC):
 
     # Setting up
 
-    @property
-    def can_fuse(self) -> bool:
-        """Whether the optimizer's one-kernel update works on this engine's tensors."""
+    def can_fuse(self, optimizer_name: str) -> bool:
+        """Whether torch's one-kernel update of this optimizer works on the engine's tensors."""
         return True
 
     def prepare(self, model: nn.Module, optimizer: Optimizer, *, precision: str, block_classes: set[str]) -> nn.Module:
@@ -213,6 +217,7 @@ class Engine(ABC):
         """Ends trackers and the process group."""
         self.accelerator.end_training()
         if dist.is_initialized():
+            _ended_groups.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 

@@ -20,6 +20,9 @@ class FullyShardedDataParallel2(TorchOptimizerEngine):
 
     gradients_are_sharded = True
 
+    def can_fuse(self, optimizer_name: str) -> bool:
+        return optimizer_name != "sgd"  # torch has no such kernel for DTensors
+
     def _prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, block_classes: set[str]) -> None:
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
