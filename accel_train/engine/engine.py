@@ -215,9 +215,10 @@ class Engine(ABC):
 
     def close(self) -> None:
         """Ends trackers and the process group."""
-        self.accelerator.end_training()
         if dist.is_initialized():
             _ended_groups.append(dist.group.WORLD)
+        self.accelerator.end_training()
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
