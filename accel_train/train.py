@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from accel_train.checkpoint.store import Checkpoints
-from accel_train.config.load import dump_config
+from accel_train.config.load import dump_config, leaves
 from accel_train.config.rules import check_last_batch, num_micro_batches
 from accel_train.config.schema import RunConfig
 from accel_train.data.loader import Step, train_steps
@@ -97,7 +97,7 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
     elif config.initialize_from is not None:
         load_initial_weights(task, model, config.initialize_from, log)
 
-    log.show(group_table(plan))
+    log.show(group_table(plan, max_rows=30))
     prepare(engine, model, plan, config)
     total_steps = config.max_steps or (config.num_epochs or 0) * order.steps_per_epoch
     run = Run(config, engine, task, plan, order, dataset.fingerprint, log, checkpoints, total_steps, stop)
@@ -109,7 +109,7 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
     log.rewind(run.state.step if resumed else -1)
     if engine.is_main:
         (Path(config.run_dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    engine.start_trackers(config.model_dump())
+    engine.start_trackers({path: str(value) for path, value in leaves(config.model_dump()).items()})
     return run
 
 

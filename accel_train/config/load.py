@@ -60,7 +60,7 @@ def dump_config(config: RunConfig) -> str:
 
 def config_changes(old: RunConfig | dict[str, Any], new: RunConfig | dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(path, old value, new value) of every key that differs, in order. Towers are told apart by name."""
-    before, after = _leaves(_plain(old)), _leaves(_plain(new))
+    before, after = leaves(_plain(old)), leaves(_plain(new))
     paths = dict.fromkeys([*before, *after])
     pairs = [(path, before.get(path, ABSENT), after.get(path, ABSENT)) for path in paths]
     return [(path, was, now) for path, was, now in pairs if was != now]
@@ -70,10 +70,10 @@ def _plain(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
     return config.model_dump() if isinstance(config, RunConfig) else config
 
 
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted path -> value. Lists of sections are opened, lists of plain values are values."""
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         value = {item.get("name", index): item for index, item in enumerate(value)}
     if not isinstance(value, dict) or not value:
         return {prefix.removesuffix("."): value}
-    return {path: leaf for key, inner in value.items() for path, leaf in _leaves(inner, f"{prefix}{key}.").items()}
+    return {path: leaf for key, inner in value.items() for path, leaf in leaves(inner, f"{prefix}{key}.").items()}

@@ -14,6 +14,7 @@ from accelerate import Accelerator, DeepSpeedPlugin
 from torch import Tensor, nn
 from transformers.integrations import unset_hf_deepspeed_config
 
+from accel_train.engine.buffers import REDUCE_BUCKET, ZERO3_LIVE
 from accel_train.engine.engine import Engine, Gradients
 from accel_train.engine.launch import Launch
 from accel_train.engine.shards import Shard
@@ -34,7 +35,9 @@ def zero_plugin(launch: Launch, micro_batch_size: int) -> DeepSpeedPlugin:
         "ignore", message=r".*torch\.distributed\.\w+_tensor.* is deprecated", category=FutureWarning
     )
     stage = int(launch.engine.removeprefix("zero"))
-    sharding: dict[str, Any] = {"stage": stage}
+    sharding: dict[str, Any] = {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET}
+    if stage == 3:
+        sharding |= {"stage3_max_live_parameters": ZERO3_LIVE, "stage3_max_reuse_distance": ZERO3_LIVE}
     if launch.offload_optimizer:
         sharding["offload_optimizer"] = {"device": "cpu"}
     return DeepSpeedPlugin(

@@ -14,15 +14,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from accel_train.config.schema import RunConfig
+from accel_train.engine.buffers import REDUCE_BUCKET, ZERO3_LIVE
 from accel_train.models.blocks import repeated_blocks
 from accel_train.optim.optimizers import state_names
 from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
 
 FLOAT_BYTES = 4
-ZERO_BUCKET = 500_000_000
-"""Numbers in DeepSpeed's buffer for gradients on their way (`reduce_bucket_size`), allocated in full."""
-ZERO3_LIVE = 1_000_000_000
-"""Numbers that ZeRO-3 may keep gathered (`stage3_max_live_parameters`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ def _zero_parts(engine: str, weights: int, owned: int, offload: bool) -> list[Me
     if engine != "zero3" or offload:
         parts.append(_part("weights, DeepSpeed's copy", owned, "those that this rank updates", on_host=offload))
     buckets = 2 if engine == "zero3" else 1  # stage 3 reduces while it computes
-    parts.append(_part("reduction buffers", buckets * ZERO_BUCKET, f"{buckets} x reduce_bucket_size of DeepSpeed"))
+    parts.append(_part("reduction buffers", buckets * REDUCE_BUCKET, f"{buckets} x reduce_bucket_size of DeepSpeed"))
     if engine == "zero3":
         parts.append(_part("gathered weights", min(weights, ZERO3_LIVE), "up to stage3_max_live_parameters"))
     return parts
