@@ -5,7 +5,8 @@ checkpointing or a second pass computes it anew. Random bits come from SplitMix6
 counter-based generator: bits = mix(stream(key, sample, module, call) + element x gamma).
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,7 +107,7 @@ def _keyed_forward(
     return forward
 
 
-def _drop(values: Tensor, mask_shape: tuple[int, ...] | torch.Size, rate: float, site: int, call: int) -> Tensor:
+def _drop(values: Tensor, mask_shape: Sequence[int], rate: float, site: int, call: int) -> Tensor:
     """Zeroes elements, or whole samples, with probability `rate`, and scales up the rest."""
     streams = _ACTIVE.streams
     if streams is None:
@@ -117,12 +118,18 @@ def _drop(values: Tensor, mask_shape: tuple[int, ...] | torch.Size, rate: float,
     return torch.where(keep, values / (1 - rate), torch.zeros((), dtype=values.dtype, device=values.device))
 
 
-def _keep_mask(streams: Tensor, shape: tuple[int, ...] | torch.Size, rate: float, site: int, call: int) -> Tensor:
+# One opaque operation: traced into the softmax before it, the generator gave wrong and crashing CPU kernels (torch 2.13).
+@torch.library.custom_op("accel_train::keep_mask", mutates_args=())
+def _keep_mask(streams: Tensor, shape: Sequence[int], rate: float, site: int, call: int) -> Tensor:
     """streams (n,) and a shape (n, ...) to booleans that are False with probability `rate`."""
-    row = streams.new_empty(shape[1:], device="meta").numel()
     start = _mix(streams + _signed((site * 64 + call) * _GAMMA))
-    bits = _mix(start[:, None] + torch.arange(row, device=streams.device) * _GAMMA)
+    bits = _mix(start[:, None] + torch.arange(math.prod(shape[1:]), device=streams.device) * _GAMMA)
     return (((bits >> 40) & 0xFFFFFF) >= round(rate * 2**24)).view(shape)
+
+
+@_keep_mask.register_fake
+def _(streams: Tensor, shape: Sequence[int], rate: float, site: int, call: int) -> Tensor:
+    return streams.new_empty(shape, dtype=torch.bool)
 
 
 def _mix(bits: Tensor) -> Tensor:

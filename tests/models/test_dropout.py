@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from accel_train.errors import UserError
-from accel_train.models.blocks import checkpoint_activations
+from accel_train.models.blocks import checkpoint_activations, compile_blocks
 from accel_train.models.build import build_contrastive_model
 from accel_train.models.dropout import install_per_sample_dropout, per_sample_masks
 
@@ -196,3 +196,17 @@ def test_it_must_come_before_activation_checkpointing(tiny, make_config) -> None
     checkpoint_activations(model)
     with pytest.raises(RuntimeError, match="before activation checkpointing"):
         install_per_sample_dropout(model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, raised inside its tracing
+def test_compiled_blocks_draw_the_same_masks(tiny, make_config, batch) -> None:
+    plain, compiled = (dropping_model("vit", tiny, make_config) for _ in range(2))
+    for model in (plain, compiled):
+        install_per_sample_dropout(model)
+    compile_blocks(compiled)
+    for key in (1, 2):
+        for one, other in zip(
+            gradients(plain, batch, HALVES, key), gradients(compiled, batch, HALVES, key), strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
