@@ -45,8 +45,7 @@ class ContrastiveChineseCLIP(_TransformersModel, ChineseCLIPModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings, as in CLIP and SigLIP: transformers finds none by itself, and FSDP2 asks for them."""
-        embeddings: nn.Module = self.text_model.embeddings.word_embeddings
-        return embeddings
+        return self.get_submodule("text_model.embeddings.word_embeddings")
 
 
 class ContrastiveCLIP(_TransformersModel, CLIPModel):
