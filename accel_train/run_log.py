@@ -1,13 +1,17 @@
 """What a run says: a live bar or plain lines for people, `metrics.jsonl` for machines, `run.log` for afterwards."""
 
+import errno
+import io
 import json
 import os
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,65 +22,96 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from accel_train.errors import UserError
+
 METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "run.log"
 
 
 class RunLog:
-    """Rank 0 writes; other ranks make one too and stay silent."""
+    """Rank 0 writes; other ranks make one too and stay silent.
+
+    A line that can't be written, on a full disk for example, does not stop training at once: `sync` says so before the next
+    checkpoint, and a resume from the one before brings the lost lines back.
+    """
 
     def __init__(self, run_dir: Path, *, is_main: bool, rank: int) -> None:
+        """Raises UserError on every rank if run_dir can't be written."""
         self.is_main = is_main
         self.rank = rank
+        self.run_dir = run_dir
         self.metrics_path = run_dir / METRICS_FILE
         self._metrics: TextIO | None = None
         self._log: TextIO | None = None
         self.console = Console(file=sys.stdout, quiet=not is_main, highlight=False)
         self._progress: Progress | None = None
         self._bar: TaskID | None = None
-        if is_main:
+        self._failure: OSError | None = None
+        try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._log = (run_dir / "run.log").open("a", encoding="utf-8")
+            if not os.access(run_dir, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if is_main:
+                self._log = self._opened(LOG_FILE)
+        except OSError as error:
+            raise UserError(
+                f"run_dir: {run_dir} can't be written: {error.strerror}. Choose another folder, or mend this one."
+            ) from error
 
     def rewind(self, step: int) -> None:
         """Drops metrics of later steps and a torn last line, so that a resumed run goes on as if it had not been killed."""
         if not self.is_main:
             return
         if self.metrics_path.exists():
-            kept = [
-                line for line in self.metrics_path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step
-            ]
+            text = self.metrics_path.read_text(encoding="utf-8", errors="replace")
+            kept = [line for line in text.splitlines() if _step_of(line) <= step]
             aside = self.metrics_path.with_suffix(".rewound")
             with aside.open("w", encoding="utf-8") as file:
                 file.writelines(line + "\n" for line in kept)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(self.metrics_path)
-        self._metrics = self.metrics_path.open("a", encoding="utf-8")
+        self._metrics = self._opened(METRICS_FILE)
 
     def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
         """Appends one line to metrics.jsonl."""
         if self._metrics is not None:
-            self._metrics.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-            self._metrics.flush()
+            self._write(self._metrics, json.dumps({"step": step, "split": split, **values}) + "\n")
+
+    def sync(self) -> None:
+        """Forces the metrics to disk. Raises OSError if a line was lost since the run started.
+
+        If run_dir was removed under the run, the files are made anew and what is missing is said.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._metrics is None or self._log is None:
+            return
+        if not self.metrics_path.exists():
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._metrics, self._log = self._opened(METRICS_FILE), self._opened(LOG_FILE)
+            self.warn(f"{self.metrics_path} was removed while the run was writing to it; earlier lines are lost.")
+        os.fsync(self._metrics.fileno())
 
     def say(self, message: str) -> None:
         """One line from rank 0, on the terminal and in run.log."""
         if self.is_main:
-            self.console.print(message, markup=False, soft_wrap=True)
-            self._write(message)
+            self._print(message, markup=False, soft_wrap=True)
+            self._note(message)
 
     def show(self, thing: RenderableType) -> None:
         """A table or another rich object from rank 0."""
         if self.is_main and self._log is not None:
-            self.console.print(thing)
-            Console(file=self._log, width=140, color_system=None).print(thing)
-            self._log.flush()
+            self._print(thing)
+            drawing = io.StringIO()
+            Console(file=drawing, width=140, color_system=None).print(thing)
+            self._write(self._log, drawing.getvalue())
 
     def warn(self, message: str) -> None:
         """A line from any rank, marked with it: other ranks speak only when they have something of their own to say."""
         if self.is_main:
-            self.console.print(f"[yellow]warning:[/yellow] {_escaped(message)}", soft_wrap=True)
-            self._write(f"warning: {message}")
+            self._print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
+            self._note(f"warning: {message}")
         else:
             print(f"rank {self.rank}: warning: {message}", file=sys.stderr, flush=True)
 
@@ -103,8 +138,8 @@ class RunLog:
             self._progress.update(self._bar, completed=step, description=summary)
         if summary is not None and self.is_main:
             if self._progress is None:
-                self.console.print(summary, markup=False, soft_wrap=True)
-            self._write(summary)
+                self._print(summary, markup=False, soft_wrap=True)
+            self._note(summary)
 
     def stop_progress(self) -> None:
         if self._progress is not None:
@@ -115,12 +150,27 @@ class RunLog:
         self.stop_progress()
         for file in (self._metrics, self._log):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # what could not be written was said by `sync`
+                    file.close()
 
-    def _write(self, message: str) -> None:
+    def _opened(self, name: str) -> TextIO:
+        return (self.run_dir / name).open("a", encoding="utf-8")
+
+    def _print(self, thing: RenderableType, **options: Any) -> None:
+        # A terminal that is gone, or a full disk under the output, must not end training; run.log says it too.
+        with suppress(OSError):
+            self.console.print(thing, **options)
+
+    def _note(self, message: str) -> None:
         if self._log is not None:
-            self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
-            self._log.flush()
+            self._write(self._log, f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
+
+    def _write(self, file: TextIO, text: str) -> None:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError as error:
+            self._failure = self._failure or error
 
 
 def _step_of(line: str) -> float:
@@ -130,7 +180,3 @@ def _step_of(line: str) -> float:
         return float(row["step"])
     except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")
-
-
-def _escaped(message: str) -> str:
-    return message.replace("[", r"\[")
