@@ -30,16 +30,19 @@ class Checkpoints:
         self.log = log
         self.keep_last = keep_last
         self.state_names = state_names
+        self._damaged: list[Path] = []
 
     def save(self, state: TrainState, about: dict[str, Any]) -> Path:
         """Writes a checkpoint of this step, unless it is there already. `about` goes into state.json as it is.
 
-        Raises CheckFailed on every rank if any rank could not write; older checkpoints are untouched then.
+        Metrics up to this step are on disk before it. Raises CheckFailed on every rank if any rank could not write; older
+        checkpoints are untouched then.
         """
         final = self.root / folder_name(state.step)
         if self.engine.gather_objects(final.exists())[0]:
             return final
         aside = self.root / f".{final.name}.partial"
+        self._together("write the log", self.log.sync)
         self._together("make the folder", self._make_aside, aside)
         written = self._together("write its part", self._write, aside)
         records, indexes = zip(*written, strict=True)
@@ -93,22 +96,23 @@ class Checkpoints:
         files.sync(aside)
         aside.rename(final)
         files.sync(self.root)
-        point(self.root / "latest", final)
-        if state.best_step == state.step:
-            point(self.root / "best", final)
-        self._prune(state)
+        self._tidy(state)
 
-    def _prune(self, state: TrainState) -> None:
+    def _tidy(self, state: TrainState) -> None:
+        """Sets `latest` and `best`, and removes old checkpoints and what a kill left half done. `state` is the newest's."""
+        point(self.root / "latest", self.root / folder_name(state.step))
         best = self.root / "best"
+        if state.best_step is not None and (self.root / folder_name(state.best_step)).is_dir():
+            point(best, self.root / folder_name(state.best_step))
         kept = {best.resolve().name} if best.exists() else set()
+        for leftover in self.root.glob(".step_*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         for folder in all_folders(self.root)[self.keep_last :]:
             if folder.name not in kept:
                 # Renamed first, so that a kill in the middle leaves no checkpoint that looks whole.
                 doomed = folder.with_name(f".{folder.name}.deleted")
                 folder.rename(doomed)
-                shutil.rmtree(doomed)
-        for leftover in self.root.glob(".step_*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+                shutil.rmtree(doomed, ignore_errors=True)
 
     def _together(self, what: str, action: Any, *arguments: Any) -> list[Any]:
         """Runs an action on every rank and agrees on the outcome; returns every rank's result."""
@@ -125,8 +129,8 @@ class Checkpoints:
                     shutil.rmtree(leftover, ignore_errors=True)
             newest = all_folders(self.root)
             raise CheckFailed(
-                f"The checkpoint was not saved: {'; '.join(failed)}. The last good one is "
-                f"{newest[0] if newest else 'none'}. Free space or mend the disk, then start the same command again."
+                f"{self.root}: {'; '.join(failed)}. The last good checkpoint is {newest[0].name if newest else 'none'}. "
+                "Free space or mend the disk, then start the same command again."
             )
         return [result for _, result in outcomes]
 
@@ -141,6 +145,7 @@ class Checkpoints:
             problems = [problem for problem in self.engine.gather_objects(self._damage(folder)) if problem]
             if not problems:
                 return folder, files.read_state(folder)
+            self._damaged.append(folder)
             self.log.say(f"warning: checkpoint {name} is damaged and passed over: {problems[0]}")
         if found:
             raise UserError(
@@ -154,12 +159,17 @@ class Checkpoints:
         try:
             state = files.read_state(folder)
             files.check_files(folder, state, slice(self.engine.rank, None, self.engine.world_size))
-        except (DamagedCheckpoint, KeyError, TypeError) as error:
+        except (DamagedCheckpoint, OSError) as error:
             return str(error)
+        except (KeyError, TypeError) as error:
+            return f"{folder / files.STATE_FILE}: {error!r}"
         return None
 
     def load(self, folder: Path, saved: dict[str, Any]) -> TrainState:
-        """Copies a checkpoint, from any engine and number of ranks, into the engine; returns the training state."""
+        """Copies a checkpoint, from any engine and number of ranks, into the engine; returns the training state.
+
+        Damaged newer checkpoints are renamed, so that they don't count as this run's any more.
+        """
         reader = Reader(folder)
         for shard in self.engine.shards(self.state_names):
             for kind, piece in {files.WEIGHT: shard.weight, **shard.state}.items():
@@ -169,8 +179,18 @@ class Checkpoints:
             _check_shape(reader, files.BUFFER, name, tuple(buffer.shape), folder)
             reader.read_into(buffer.view(-1), files.BUFFER, name, 0)
         self.engine.finish_loading(saved["optimizer_steps"])
-        self.engine.barrier()
-        return TrainState(**{name: saved[name] for name in TrainState.__slots__})
+        state = TrainState(**{name: saved[name] for name in TrainState.__slots__})
+        self._together("tidy up", self._tidy_after_kill, state)
+        return state
+
+    def _tidy_after_kill(self, state: TrainState) -> None:
+        if not self.engine.is_main:
+            return
+        for folder in self._damaged:
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+        self._tidy(state)
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
