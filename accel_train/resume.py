@@ -25,7 +25,10 @@ FIXED = (
     "data.train_split",
     "data.image_size",
     "data.resize",
+    "data.image_mean",
+    "data.image_std",
     "data.max_text_length",
+    "data.text_cleaning",
     "data.augmentation.",
 )
 """Keys that decide which samples make up a step and what is computed from them. A run keeps them to its end."""
