@@ -88,6 +88,7 @@ class RunLog:
         if self._metrics is None or self._log is None:
             return
         if not self.metrics_path.exists():
+            self._close_files()
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self._metrics, self._log = self._opened(METRICS_FILE), self._opened(LOG_FILE)
             self.warn(f"{self.metrics_path} was removed while the run was writing to it; earlier lines are lost.")
@@ -148,6 +149,9 @@ class RunLog:
 
     def close(self) -> None:
         self.stop_progress()
+        self._close_files()
+
+    def _close_files(self) -> None:
         for file in (self._metrics, self._log):
             if file is not None:
                 with suppress(OSError):  # what could not be written was said by `sync`
