@@ -20,6 +20,7 @@ from accel_train.errors import CheckFailed, Stopped, UserError
 from accel_train.judge import evaluate_and_judge
 from accel_train.models.blocks import checkpoint_activations, compile_blocks, repeated_blocks
 from accel_train.models.dropout import install_per_sample_dropout
+from accel_train.models.pretrained import quiet_transformers
 from accel_train.optim.clip import clip_factors, total_norm
 from accel_train.optim.group_table import group_table
 from accel_train.optim.optimizers import make_optimizer, state_names
@@ -64,6 +65,7 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
         f"{config.precision}; a global batch of {config.data.global_batch_size} is {engine.world_size} ranks x "
         f"{micro_batches} micro-batches x {config.data.micro_batch_size}"
     )
+    quiet_transformers()
     task = build_task(config)
     seed_everything(config.seed)
     model = task.build_model()

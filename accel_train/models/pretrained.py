@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig
@@ -13,6 +14,12 @@ from accel_train.errors import UserError
 
 TASK_HEADS = ("cls.", "classifier.", "lm_head.", "qa_outputs.", "discriminator_predictions.")
 """Parts of a checkpoint that belong to another task and that a backbone rightly leaves."""
+
+
+def quiet_transformers() -> None:
+    """No progress bars for a model of seconds and no load report: what doesn't fit is an error here."""
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
 
 
 def read_architecture(folder: str, where: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from accel_train.config.schema import Backbone, DualEncoderSection, RunConfig
 from accel_train.data.arrow_split import open_split
 from accel_train.data.dataset import Dataset
 from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset, caption_tokenizer, tokenizer_path
@@ -118,6 +119,15 @@ class ContrastiveTask(Task):
     def load_pretrained(self, model: nn.Module, folder: str) -> None:
         assert isinstance(model, ContrastiveModel)
         load_pretrained_weights(model, folder, self.config)
+
+    @staticmethod
+    def config_of_export(config: RunConfig, folder: str) -> RunConfig:
+        changes: dict[str, Any] = {"temperature": None}
+        if isinstance(config.model, DualEncoderSection):
+            changes |= {name: Backbone(pretrained=str(Path(folder) / name)) for name in ("image", "text")}
+        else:
+            changes |= {"pretrained": folder, "size": None, "config": {}}
+        return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
     def export(self, model: nn.Module, folder: str) -> None:
         """A Hugging Face folder with the model, its image processor and its tokenizer."""

@@ -80,6 +80,11 @@ class Task(ABC):
         """Fills a built model with the weights of a Hugging Face folder. Raises UserError where they don't fit."""
         raise UserError(f"initialize_from: {type(self).__name__} reads checkpoints only; {folder} is not one.")
 
+    @staticmethod
+    def config_of_export(config: RunConfig, folder: str) -> RunConfig:
+        """The configuration that rebuilds an exported model from its own folder, without what it was trained from."""
+        return config
+
     def export(self, model: nn.Module, folder: str) -> None:
         """Writes a Hugging Face folder that `from_pretrained` loads."""
         raise UserError(f"{type(self).__name__} does not say how to export its model.")

@@ -11,6 +11,7 @@ from accel_train.config.load import load_config
 from accel_train.config.schema import RunConfig
 from accel_train.engine.launch import name_accelerator
 from accel_train.errors import UserError
+from accel_train.models.pretrained import quiet_transformers
 from accel_train.resume import checkpoint_folder, copy_weights
 from accel_train.tasks.build import build_task
 from accel_train.tasks.task import Task
@@ -42,9 +43,13 @@ def open_config(folder: str, overrides: list[str]) -> RunConfig:
 def open_trained(folder: str, config: RunConfig, *, checkpoint: str) -> Trained:
     """The model on the CPU with its trained weights. `checkpoint` is best, latest or step_XXXXXXXX. Raises UserError."""
     name_accelerator(on_cuda=torch.cuda.is_available())
+    quiet_transformers()
+    is_export = (Path(folder) / EXPORT_CONFIG).is_file()
     task = build_task(config)
+    if is_export:
+        task = build_task(task.config_of_export(config, folder))
     model = task.build_model()
-    if (Path(folder) / EXPORT_CONFIG).is_file():
+    if is_export:
         task.load_pretrained(model, folder)
         return Trained(config, task, model, f"export {folder}", None)
     found = checkpoint_folder(Path(folder), checkpoint)
