@@ -120,7 +120,7 @@ class Checkpoints:
         try:
             outcome = (None, action(*arguments))
         except OSError as error:
-            outcome = (f"{error.strerror or error} ({error.filename})" if error.filename else str(error), None)
+            outcome = (f"{error.strerror} ({error.filename})" if error.filename else error.strerror or str(error), None)
         outcomes = self.engine.gather_objects(outcome)
         failed = [f"rank {rank} could not {what}: {error}" for rank, (error, _) in enumerate(outcomes) if error]
         if failed:
