@@ -19,18 +19,27 @@ DECAYS = {"one learning rate": (1.0, 1.0), "layer decay": (0.8, 0.9)}
 """Per layer, for the image and the text tower."""
 LR_FACTORS = (0.5, 1.0, 2.0)
 SEEDS = (0, 1, 2)
-BASE_LR = {"image": 1.0e-3, "text": 1.0e-3}
+BASE_LR = {"A": (1.0e-3, 1.0e-3), "B": (2.0e-3, 1.0e-3)}
+"""Of the image and the text tower, at factor 1."""
+NUM_EPOCHS = 4
 SCORE = "text_to_image_mean_recall"
 PARALLEL_RUNS = 2
 
 
-def score(folder: Path, config: str, decays: tuple[float, float], factor: float, seed: int) -> float:
+def score(folder: Path, workload: str, decays: tuple[float, float], factor: float, seed: int) -> float:
     """The score after the last step, of a run that is made if it is not there."""
-    settings = [f"run_dir={folder}", f"seed={seed}", "compute.num_threads=1", "data.num_workers=0"]
+    settings = [
+        f"num_epochs={NUM_EPOCHS}",
+        f"run_dir={folder}",
+        f"seed={seed}",
+        "compute.num_threads=1",
+        "data.num_workers=0",
+    ]
     settings += ["evaluation.at_start=false", "evaluation.evaluate_every=null", "checkpoint.save_every=null"]
-    for tower, decay in zip(("image", "text"), decays, strict=True):
-        settings += [f"optimizer.towers.{tower}.lr={factor * BASE_LR[tower]}", f"optimizer.towers.{tower}.layer_decay={decay}"]
-    command = [sys.executable, "-m", "accel_train", "train", config, *settings]
+    for tower, decay, base_lr in zip(("image", "text"), decays, BASE_LR[workload], strict=True):
+        settings.append(f"optimizer.towers.{tower}.lr={factor * base_lr}")
+        settings.append(f"optimizer.towers.{tower}.layer_decay={decay}")
+    command = [sys.executable, "-m", "accel_train", "train", WORKLOADS[workload], *settings]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return float([row for row in rows if row["split"] == "valid"][-1][SCORE])
@@ -39,12 +48,12 @@ def score(folder: Path, config: str, decays: tuple[float, float], factor: float,
 def main(runs: Path, output: Path) -> None:
     results = []
     with ThreadPoolExecutor(PARALLEL_RUNS) as pool:
-        for workload, config in WORKLOADS.items():
+        for workload in WORKLOADS:
             for variant, decays in DECAYS.items():
 
                 def run(factor: float, seed: int) -> float:
                     folder = runs / f"{workload}_{decays[0]}_{factor}_{seed}"  # noqa: B023 (used before the next turn)
-                    return score(folder, config, decays, factor, seed)  # noqa: B023
+                    return score(folder, workload, decays, factor, seed)  # noqa: B023
 
                 tuned = dict(zip(LR_FACTORS, pool.map(run, LR_FACTORS, [0] * len(LR_FACTORS)), strict=True))
                 best = max(tuned, key=lambda factor: tuned[factor])
