@@ -1,0 +1,121 @@
+"""A signal to any rank: all save at the same step and leave with 75; the same command goes on, and says when all is done."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REQUEUE = 75
+
+
+@pytest.mark.parametrize(
+    ("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGUSR1, 1)], ids=["TERM", "INT", "USR1"]
+)
+def test_a_signal_to_one_rank_stops_all_at_one_step(
+    experiment: Callable[..., Any], never_killed: Callable[[str, int], Any], number: signal.Signals, rank: int
+) -> None:
+    run = experiment("engine=ddp", "checkpoint.save_every=null")
+    running = run.start(ranks=2, step_seconds=0.1)
+    run.wait_for(lambda: run.step() >= 5, running)
+    running.signal(number, rank)
+    assert running.wait() == [REQUEUE, REQUEUE], running.output
+    step = run.state()["step"]
+    assert run.steps_on_disk() == [step]
+    assert run.step() == step, "metrics end where the checkpoint is"
+    assert f"stopped by {number.name} at step {step} of 16; a checkpoint was written" in running.output
+    assert "Traceback" not in running.output
+    if number is signal.SIGTERM:
+        output = run.finish(ranks=2)
+        assert f"at step {step} of 16" in output
+        assert run.metrics() == never_killed("ddp", 2).metrics()
+
+
+def test_a_second_interrupt_leaves_at_once(experiment: Callable[..., Any]) -> None:
+    run = experiment("checkpoint.save_every=null")
+    running = run.start(step_seconds=1.0)
+    run.wait_for(lambda: run.step() >= 1, running)
+    running.signal(signal.SIGINT)
+    time.sleep(0.1)
+    running.signal(signal.SIGINT)
+    assert running.wait(timeout=20) == [130]
+    assert run.steps_on_disk() == []
+
+
+def test_a_finished_run_says_so(experiment: Callable[..., Any]) -> None:
+    run = experiment("num_epochs=1")
+    run.finish(ranks=2)
+    before = {file: file.read_bytes() for file in run.run_dir.rglob("*") if file.is_file() and file.name != "run.log"}
+    for ranks in (2, 1):
+        output = run.finish(ranks=ranks)
+        assert "is complete: 4 of 4 steps. Nothing to do." in output
+        after = {
+            file: file.read_bytes() for file in run.run_dir.rglob("*") if file.is_file() and file.name != "run.log"
+        }
+        assert after == before
+
+
+def test_a_signal_in_the_last_step_ends_as_done(experiment: Callable[..., Any]) -> None:
+    run = experiment("num_epochs=1", "evaluation.at_start=false", "evaluation.evaluate_every=null")
+    running = run.start(step_seconds=0.5)
+    run.wait_for(lambda: run.step() >= 3, running)
+    time.sleep(0.1)
+    running.signal(signal.SIGTERM)
+    assert running.wait() == [0], running.output
+    assert run.state()["step"] == 4
+
+
+def test_workers_leave_with_a_killed_rank(experiment: Callable[..., Any]) -> None:
+    run = experiment("data.num_workers=2", "evaluation.at_start=false")
+    running = run.start(step_seconds=0.2)
+    run.wait_for(lambda: run.step() >= 1, running)
+    workers = children_of(running.pids[0])
+    assert len(workers) >= 2
+    running.kill()
+    limit = time.monotonic() + 30
+    while time.monotonic() < limit and any(is_alive(pid) for pid in workers):
+        time.sleep(0.2)
+    assert [pid for pid in workers if is_alive(pid)] == []
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_signal_to_torchrun_reaches_the_ranks(experiment: Callable[..., Any], number: signal.Signals) -> None:
+    """torchrun passes the signal on and returns its own code; the checkpoint is there and the same command goes on."""
+    run = experiment("engine=ddp", "num_epochs=10000", "checkpoint.save_every=null", "evaluation.evaluate_every=null")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run.write_config()
+    with (run.folder / "torchrun.out").open("w") as output:
+        launcher = subprocess.Popen(
+            [*command, "-m", "accel_train", "train", "config.yaml", *run.overrides],
+            cwd=run.folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        )
+        limit = time.monotonic() + 120
+        while run.step() < 2 and launcher.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        launcher.send_signal(number)
+        code = launcher.wait(60)
+    said = (run.folder / "torchrun.out").read_text()
+    assert code == 1, said
+    step = run.state()["step"]
+    assert f"stopped by {number.name} at step {step}" in said
+    assert run.steps_on_disk() == [step]
+    assert run.step() == step >= 2
