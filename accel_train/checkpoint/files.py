@@ -67,6 +67,7 @@ def write_pieces(
         save_file(tensors, path)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
+    path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
     sync(path)
     return record_of(path), index
 
