@@ -235,9 +235,13 @@ class Experiment:
         command: str = "train",
         slow_writes: float = 0.0,
         step_seconds: float = 0.0,
+        largest_file: int = 0,
         record_samples: Path | None = None,
     ) -> Ranks:
-        """`accel-train train config.yaml ARGUMENTS`, or another command with these arguments alone."""
+        """`accel-train train config.yaml ARGUMENTS`, or another command with these arguments alone.
+
+        `slow_writes` are seconds for each fsync and rename, `largest_file` is a size in bytes beyond which writes fail.
+        """
         config = self.write_config()
         for old in self.folder.glob("rank*.out"):
             old.unlink()
@@ -249,6 +253,7 @@ class Experiment:
             "output": str(self.folder),
             "slow_writes": slow_writes,
             "step_seconds": step_seconds,
+            "largest_file": largest_file,
             "record_samples": str(record_samples) if record_samples else None,
         }
         return Ranks(self.server, self.server.start(request), self.folder)
@@ -330,6 +335,23 @@ def experiment(server: ForkServer, dataset: Path, tmp_path: Path) -> Callable[..
         return Experiment(server, folder, base_config(dataset), list(overrides))
 
     return make
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Mounts a memory file system over a folder; skips where that is not allowed."""
+    mounted: list[Path] = []
+
+    def mount_over(folder: Path, options: str) -> None:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("mounting a file system needs root")
+        mounted.append(folder)
+
+    yield mount_over
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Reads one JSON request a line on stdin, answers on stdout: `{"started": [pid, ..
 
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -38,6 +39,8 @@ def run_rank(request: dict[str, Any], rank: int) -> int:
         size = str(request["world_size"])
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"])}
+    if request["largest_file"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], resource.RLIM_INFINITY))
     if request["slow_writes"]:
         slow_down_writes(request["slow_writes"])
     if request["record_samples"]:
