@@ -18,6 +18,7 @@ from accel_train.engine.buffers import REDUCE_BUCKET, ZERO3_LIVE
 from accel_train.engine.engine import Engine, Gradients
 from accel_train.engine.launch import Launch
 from accel_train.engine.shards import Shard
+from accel_train.engine.zero_linear import remember_sharded_weights
 from accel_train.errors import UserError
 
 
@@ -38,6 +39,8 @@ def zero_plugin(launch: Launch, micro_batch_size: int) -> DeepSpeedPlugin:
     sharding: dict[str, Any] = {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET}
     if stage == 3:
         sharding |= {"stage3_max_live_parameters": ZERO3_LIVE, "stage3_max_reuse_distance": ZERO3_LIVE}
+    if stage == 3:
+        sharding["memory_efficient_linear"] = False  # ours is: zero_linear.py
     if launch.offload_optimizer:
         sharding["offload_optimizer"] = {"device": "cpu"}
     return DeepSpeedPlugin(
@@ -66,6 +69,8 @@ class Zero(Engine):
 
     def _prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, block_classes: set[str]) -> None:
         self._parameter_names = {id(p): name for name, p in model.named_parameters()}
+        if self.stage == 3:
+            remember_sharded_weights(model)
         self.model, wrapped = self.accelerator.prepare(model, optimizer)
         self.deepspeed: Any = self.model
         self.zero: Any = wrapped.optimizer
