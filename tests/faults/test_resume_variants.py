@@ -1,0 +1,62 @@
+"""Promise 3 for what the other tests don't train with: each variant is killed once and ends as if it had not been."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+SGD = ["optimizer.name=sgd", "optimizer.momentum=0.9"]
+
+
+def assert_a_kill_changes_nothing(make: Callable[[str], Any], ranks: int) -> None:
+    reference = make("reference")
+    reference.finish(ranks=ranks)
+    killed = make("killed")
+    running = killed.start(ranks=ranks, step_seconds=0.05)
+    killed.wait_for(lambda: killed.step() >= 4, running)
+    running.kill()
+    assert killed.steps_on_disk()
+    assert "resuming from" in killed.finish(ranks=ranks)
+    assert killed.metrics() == reference.metrics()
+    ours, theirs = killed.whole_state(), reference.whole_state()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert killed.state()["loss_scale"] == reference.state()["loss_scale"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        pytest.param(1, SGD, id="sgd"),
+        pytest.param(1, ["optimizer.name=sgd"], id="sgd without state"),
+        pytest.param(1, ["optimizer.name=lion", "loss.chunk_size=3"], id="lion"),
+        pytest.param(1, ["precision=bf16", "dropout=per_sample"], id="bf16 and per-sample dropout"),
+        pytest.param(1, ["precision=fp16"], id="fp16"),
+        pytest.param(1, ["data.last_batch=keep", "data.num_workers=2"], id="uneven last batch"),
+        pytest.param(2, ["engine=zero2", "zero.offload_optimizer=true"], id="zero2 with offload"),
+        pytest.param(2, ["engine=zero3", "zero.offload_optimizer=true"], id="zero3 with offload"),
+        pytest.param(2, ["engine=zero1", *SGD], id="zero1 with sgd"),
+        pytest.param(3, ["engine=fsdp2", "data.global_batch_size=6"], id="fsdp2 on three ranks"),
+    ],
+)
+def test_killed_once(experiment: Callable[..., Any], ranks: int, overrides: list[str]) -> None:
+    assert_a_kill_changes_nothing(lambda name: experiment(*overrides, "num_epochs=2", name=name), ranks)
+
+
+def test_batch_norm_that_trains_keeps_its_statistics(experiment: Callable[..., Any]) -> None:
+    def make(name: str) -> Any:
+        run = experiment("num_epochs=2", name=name)
+        bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        resnet = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+        run.config["model"] = {
+            "type": "dual_encoder",
+            "image": {"architecture": "resnet", "config": resnet},
+            "text": {"architecture": "bert", "config": bert | {"vocab_size": 90}},
+            "projection_dim": 8,
+            "batch_norm": "local",
+        }
+        run.config["optimizer"]["towers"] = [{"name": "all", "lr": 1e-3, "layers": [".*"]}]
+        return run
+
+    assert_a_kill_changes_nothing(make, ranks=1)
