@@ -1,6 +1,7 @@
 """What a run says: a live bar or plain lines for people, `metrics.jsonl` for machines, `run.log` for afterwards."""
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -36,7 +37,7 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, *, is_main: bool, rank: int) -> None:
-        """Raises UserError on every rank if run_dir can't be written."""
+        """Raises UserError on every rank if run_dir can't be written, and on rank 0 if another process writes to it."""
         self.is_main = is_main
         self.rank = rank
         self.run_dir = run_dir
@@ -57,6 +58,8 @@ class RunLog:
             raise UserError(
                 f"run_dir: {run_dir} can't be written: {error.strerror}. Choose another folder, or mend this one."
             ) from error
+        if self._log is not None:
+            _claim(self._log, run_dir)
 
     def rewind(self, step: int) -> None:
         """Drops metrics of later steps and a torn last line, so that a resumed run goes on as if it had not been killed."""
@@ -175,6 +178,21 @@ class RunLog:
             file.flush()
         except OSError as error:
             self._failure = self._failure or error
+
+
+def _claim(log: TextIO, run_dir: Path) -> None:
+    """Locks run.log until this process ends: a run that a dead launcher left behind may still write. Raises UserError."""
+    try:
+        # Unlike flock, this lock does not pass on to loader processes, which outlive a killed rank by seconds.
+        fcntl.lockf(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return  # a file system without locks
+        log.close()
+        raise UserError(
+            f"run_dir: another process is training in {run_dir}, and two would overwrite each other. End it, or choose "
+            "another run_dir."
+        ) from error
 
 
 def _step_of(line: str) -> float:

@@ -1,6 +1,10 @@
+import errno
+import fcntl
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,3 +199,31 @@ def test_a_run_dir_that_can_not_be_written_is_refused_on_every_rank(
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=r"run_dir: .*/run can't be written: Permission denied"):
         RunLog(tmp_path / "run", is_main=is_main, rank=0)
+
+
+def test_a_run_dir_belongs_to_one_process(tmp_path: Path) -> None:
+    """Until that process ends, however it ends; then the next one may have it."""
+    holder = f"""
+import sys
+from pathlib import Path
+from accel_train.run_log import RunLog
+log = RunLog(Path({str(tmp_path)!r}), is_main=True, rank=0)
+print("holds it", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"holds it\n"
+        with pytest.raises(UserError, match="another process is training in"):
+            opened(tmp_path)
+        RunLog(tmp_path, is_main=False, rank=1).close()
+        other.kill()
+    opened(tmp_path).close()
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    opened(tmp_path).close()

@@ -70,6 +70,21 @@ def test_a_signal_in_the_last_step_ends_as_done(experiment: Callable[..., Any]) 
     assert run.state()["step"] == 4
 
 
+def test_two_runs_in_one_folder_are_refused(
+    experiment: Callable[..., Any], never_killed: Callable[[str, int], Any]
+) -> None:
+    """A launcher that is killed may leave its ranks behind; the job that comes after it must not mix with them."""
+    run = experiment("engine=ddp", "data.num_workers=1")
+    first = run.start(ranks=2, step_seconds=0.2)
+    run.wait_for(lambda: run.step() >= 2, first)
+    second = run.start(ranks=2)
+    codes = second.wait()
+    assert codes[0] == 2 and codes[1] != 0, codes
+    assert "another process is training in run" in second.output
+    assert first.wait() == [0, 0], first.output
+    assert run.metrics() == never_killed("ddp", 2).metrics()
+
+
 def test_workers_leave_with_a_killed_rank(experiment: Callable[..., Any]) -> None:
     run = experiment("data.num_workers=2", "evaluation.at_start=false")
     running = run.start(step_seconds=0.2)
