@@ -1,0 +1,91 @@
+"""What ran under every engine, each job once for the whole session, and the plain training it must equal."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from accel_train.config.schema import RunConfig
+from tests.distributed.pairs import write_pairs
+from tests.distributed.ranks import run_ranks
+from tests.distributed.reference import Reference, train_plainly
+from tests.distributed.scenarios import GLOBAL_BATCH, config_of, runs_of_launch
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One run, as rank 0 saw it."""
+
+    metrics: list[dict[str, Any]]
+    """Training lines of metrics.jsonl, one for each step."""
+    log: str
+    found: dict[str, Any]
+    """What the worker read from the engine."""
+
+    @property
+    def losses(self) -> list[float]:
+        return [line["loss"] for line in self.metrics]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        weights: dict[str, Tensor] = self.found["weights"]
+        return weights
+
+
+Observed = Callable[[str, int, str], Observation]
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_pairs(tmp_path_factory.mktemp("data") / "pairs"))
+
+
+@pytest.fixture(scope="session")
+def observed(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Observed:
+    """observed(engine, world_size, "SCENARIO@K"). The first call for an engine runs all its scenarios, in one launch."""
+
+    @cache
+    def launch(name: str, world_size: int) -> Path:
+        out = tmp_path_factory.mktemp(f"{name}_{world_size}")
+        ranks = run_ranks(
+            world_size, "-m", "tests.distributed.worker", str(out), dataset, *runs_of_launch(name, world_size)
+        )
+        failures = [rank.output[-4000:] for rank in ranks if rank.exit_code != 0]
+        assert not failures, "\n".join(failures)
+        return out
+
+    @cache
+    def observe(engine: str, world_size: int, run: str) -> Observation:
+        folder = launch(engine.partition("_")[0], world_size) / engine / run
+        found = torch.load(folder.with_name(f"{run}.pt"))
+        assert "error" not in found, found["error"]
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        log = (folder / "run.log").read_text()
+        return Observation([line for line in lines if line["split"] == "train"], log, found)
+
+    return observe
+
+
+@pytest.fixture(scope="session")
+def configured(dataset: str) -> Callable[[str], RunConfig]:
+    """configured(scenario): its configuration in one process with the whole batch."""
+    return lambda scenario: config_of(
+        scenario, dataset=dataset, run_dir="unused", engine="ddp", micro_batch_size=GLOBAL_BATCH
+    )
+
+
+@pytest.fixture(scope="session")
+def reference(configured: Callable[[str], RunConfig]) -> Callable[..., Reference]:
+    """reference(scenario, micro_batch_size): the plain training; see `train_plainly`."""
+
+    @cache
+    def train(scenario: str, micro_batch_size: int | None = None) -> Reference:
+        return train_plainly(configured(scenario), micro_batch_size=micro_batch_size)
+
+    return train

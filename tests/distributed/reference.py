@@ -1,0 +1,143 @@
+"""The plain way to train: one process, the whole batch in one forward pass, losses written out, torch's own SGD.
+
+It shares the model, the data and the plan of the groups with accel_train, and nothing of its step, engines, losses,
+clipping or loop.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from accel_train.config.schema import RunConfig
+from accel_train.data.dataset import Dataset, UnreadableSample
+from accel_train.data.order import Order
+from accel_train.models.dropout import install_per_sample_dropout
+from accel_train.optim.param_groups import GroupPlan, freeze, plan_groups, set_train_mode
+from accel_train.randomness import forward_randomness, seed_everything
+from accel_train.tasks.build import build_task
+from accel_train.tasks.task import Batch, Task
+from tests.distributed import toy
+from tests.distributed.scenarios import LR_SCALES
+
+
+@dataclass(slots=True)
+class Reference:
+    start: dict[str, Tensor]
+    """Weights before the first step."""
+    losses: list[float] = field(default_factory=list)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    """Of the first step, before clipping."""
+    group_norms: list[dict[str, float]] = field(default_factory=list)
+    """Of every step, before clipping."""
+    weights: list[dict[str, Tensor]] = field(default_factory=list)
+    """After every step."""
+
+
+def train_plainly(config: RunConfig, *, micro_batch_size: int | None = None) -> Reference:
+    """`micro_batch_size` cuts the forward pass, under the draws that fast dropout promises, and leaves one graph."""
+    seed_everything(config.seed)
+    task = build_task(config)
+    model = task.build_model()
+    plan = plan_groups(model, config.optimizer)
+    freeze(model, plan)
+    if config.dropout == "per_sample":
+        install_per_sample_dropout(model)
+    set_train_mode(model)
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [parameters[name] for name in group.param_names], "weight_decay": group.weight_decay}
+            for group in plan.groups
+        ],
+        lr=0.0,
+        momentum=config.optimizer.momentum,
+    )
+    dataset = task.build_dataset(config.data.train_split)
+    data = config.data
+    order = Order(
+        len(dataset), data.global_batch_size, seed=config.seed, shuffle=data.shuffle, last_batch=data.last_batch
+    )
+    reference = Reference(start=copy_of(parameters))
+    for step in range(config.max_steps or 0):
+        batch = readable(dataset, order.rows(step).tolist(), order.epoch(step))
+        outputs = forward(model, task, config, batch, step, micro_batch_size or data.global_batch_size)
+        optimizer.zero_grad()
+        loss = plain_loss(outputs, batch, config)
+        loss.backward()
+        if step == 0:
+            found = {name: p.grad for name, p in parameters.items() if p.requires_grad}
+            reference.gradients = {name: grad.clone() for name, grad in found.items() if grad is not None}
+        reference.losses.append(loss.item())
+        reference.group_norms.append(group_norms(plan, parameters))
+        clip(plan, parameters, config)
+        for group, planned in zip(optimizer.param_groups, plan.groups, strict=True):
+            group["lr"] = planned.lr * LR_SCALES[step]
+        optimizer.step()
+        reference.weights.append(copy_of(parameters))
+    return reference
+
+
+def copy_of(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def readable(dataset: Dataset, rows: list[int], epoch: int) -> Batch:
+    samples = []
+    for row in rows:
+        try:
+            samples.append(dataset.read(row, epoch))
+        except UnreadableSample:
+            continue
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def forward(model: nn.Module, task: Task, config: RunConfig, batch: Batch, step: int, micro_batch_size: int) -> Batch:
+    pieces: list[Batch] = []
+    for start in range(0, len(batch["sample_id"]), micro_batch_size):
+        part = {name: column[start : start + micro_batch_size] for name, column in batch.items()}
+        with forward_randomness(
+            seed=config.seed,
+            step=step,
+            position=start,
+            sample_ids=part["sample_id"],
+            per_sample=config.dropout == "per_sample",
+        ):
+            pieces.append(model(part))
+    return {
+        name: pieces[0][name] if name in task.shared_outputs else torch.cat([piece[name] for piece in pieces])
+        for name in pieces[0]
+    }
+
+
+def plain_loss(outputs: Batch, batch: Batch, config: RunConfig) -> Tensor:
+    if config.task == toy.NAME:
+        return (outputs["values"] - batch["target"])[batch["counts"]].square().mean()
+    logits = outputs["image_features"] @ outputs["text_features"].T * outputs["logit_scale"]
+    positive = torch.eye(len(logits)).bool()
+    for key in (batch["image_key"], batch["text_key"]):
+        positive |= key[:, None] == key[None, :]
+    smoothing = config.loss.label_smoothing
+    if config.loss.name == "sigmoid":
+        signed = torch.where(positive, 1.0, -1.0) * (logits + outputs["logit_bias"])
+        return -nn.functional.logsigmoid(signed).sum() / len(logits)
+    target = (1 - smoothing) * positive / positive.sum(1, keepdim=True) + smoothing / len(logits)
+    return sum(-(target * side.log_softmax(1)).sum() for side in (logits, logits.T)) / (2 * len(logits))
+
+
+def group_norms(plan: GroupPlan, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
+    norms = {}
+    for group in plan.groups:
+        squares = [parameters[name].grad.double().square().sum() for name in group.param_names]
+        norms[group.name] = float(torch.stack(squares).sum().sqrt())
+    return norms
+
+
+def clip(plan: GroupPlan, parameters: dict[str, nn.Parameter], config: RunConfig) -> None:
+    """Each tower by its own limit, then everything by the overall one."""
+    for tower in config.optimizer.towers:
+        own = [parameters[name] for group in plan.groups if group.tower == tower.name for name in group.param_names]
+        if tower.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(own, tower.max_grad_norm)
+    if config.optimizer.max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(list(parameters.values()), config.optimizer.max_grad_norm)

@@ -1,0 +1,172 @@
+"""What is run under every engine: small configurations, each the change of one thing.
+
+A run is named ENGINE/SCENARIO@K, with K micro-batches on each rank.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from accel_train.config.schema import RunConfig
+from tests.distributed import toy
+
+GLOBAL_BATCH = 16
+STEPS = 5
+FEW_STEPS = 2
+LR_SCALES = [0.5, 1.0, 1.0, 0.7, 0.4]
+"""Of every step: two steps of warmup, then from 1 towards 0.1 over three."""
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+WITH_DROPOUT: dict[str, Any] = {
+    "model": {"config": {"text_config": DROPOUT, "vision_config": {"attention_dropout": 0.2}}},
+}
+SHORT: dict[str, Any] = {"max_steps": FEW_STEPS}
+KEYED = {"dropout": "per_sample"}
+RECOMPUTED = {"compute": {"activation_checkpointing": True}}
+CONVNEXT = {"num_stages": 2, "depths": [1, 2], "hidden_sizes": [8, 16], "layer_scale_init_value": 0.5}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+BERT = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 110}
+IMAGE = {"name": "image", "layers": "chinese_clip_image", "lr": 0.2, "layer_decay": 0.7}
+FROZEN_IMAGE = IMAGE | {"lr": 0.0, "layer_decay": 1.0}
+TEXT = {"name": "text", "layers": "chinese_clip_text", "lr": 0.3, "layer_decay": 0.8}
+REST = [
+    {"name": "heads", "layers": [r"_projection\."], "lr": 0.5},
+    {"name": "temperature", "layers": ["^logit_"], "lr": 0.05},
+]
+BASE: dict[str, Any] = {
+    "max_steps": STEPS,
+    "model": {
+        "type": "chinese_clip",
+        "size": "tiny",
+        "config": {"text_config": {"vocab_size": 110, **NO_DROPOUT}, "vision_config": {"attention_dropout": 0.0}},
+    },
+    "data": {
+        "tokenizer": "dataset:tokenizer",
+        "valid_split": None,
+        "max_text_length": 8,
+        "image_size": 16,
+        "global_batch_size": GLOBAL_BATCH,
+        "num_workers": 0,
+    },
+    "optimizer": {"name": "sgd", "weight_decay": 0.05, "towers": [IMAGE, TEXT, *REST]},
+    "schedule": {"name": "linear", "warmup_steps": 2, "min_lr_ratio": 0.1},
+    "log": {"log_every": "1 step"},
+}
+DUAL_ENCODER = {
+    "type": "dual_encoder",
+    "image": {"architecture": "convnext", "config": CONVNEXT},
+    "text": {"architecture": "bert", "config": BERT | NO_DROPOUT},
+    "projection_dim": 16,
+}
+DUAL_TOWERS = [
+    {"name": "image", "layers": "convnext", "lr": 0.2, "layer_decay": 0.75, "max_grad_norm": 0.2},
+    {"name": "text", "layers": "bert", "lr": 0.3, "layer_decay": 0.9, "train_last": 2, "weight_decay": 0.2},
+    {"name": "pooling", "layers": [r"^text_pooling\."], "lr": 0.3},
+    *REST,
+]
+TOKENS = {
+    "task": toy.NAME,
+    "optimizer": {"towers": [{"name": "all", "layers": [r"^layers\.", r"^head\."], "lr": 0.1, "layer_decay": 0.5}]},
+}
+
+WARM = {"model": {"temperature": 0.2}}
+GENTLE = {"optimizer": {"towers": [tower | {"lr": tower["lr"] / 10} for tower in (IMAGE, TEXT, *REST)]}}
+"""For gradients that are larger (sigmoid), and for weights that must not round to another 16-bit number (bf16)."""
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    # Split invariance. The small chunks are smaller than a rank's share of the batch, and divide nothing.
+    "info_nce": {},
+    "info_nce_chunked": {"loss": {"chunk_size": 3, "label_smoothing": 0.1}},
+    "sigmoid": GENTLE | WARM | {"loss": {"name": "sigmoid"}},
+    "sigmoid_chunked": GENTLE | WARM | {"loss": {"name": "sigmoid", "chunk_size": 5}},
+    "llrd": {
+        "model": DUAL_ENCODER,
+        "optimizer": {"towers": DUAL_TOWERS, "momentum": 0.9, "max_grad_norm": 0.5},
+        "loss": {"chunk_size": 7},
+    },
+    # An evaluation after every step runs one tower alone.
+    "evaluated": {
+        "data": {"valid_split": "valid"},
+        "optimizer": {"momentum": 0.9},
+        "evaluation": {"evaluate_every": "1 step", "batch_size": 3},
+    },
+    "last_batch": {"data": {"last_batch": "keep"}},
+    "unreadable": {"data": {"train_split": "damaged", "max_unreadable_samples": 100}},
+    "tokens": TOKENS,
+    # Nothing of the image side trains, its projection included.
+    "frozen_image": {
+        "optimizer": {
+            "towers": [FROZEN_IMAGE | {"layers": ["chinese_clip_image", r"^visual_projection\."]}, TEXT, *REST]
+        }
+    },
+    # Dropout
+    "fast_dropout": SHORT | WITH_DROPOUT,
+    "fast_dropout_recomputed": SHORT | WITH_DROPOUT | RECOMPUTED,
+    "keyed_dropout": SHORT | WITH_DROPOUT | KEYED,
+    "keyed_dropout_recomputed": SHORT | WITH_DROPOUT | KEYED | RECOMPUTED,
+    # Precision
+    "bf16": SHORT | GENTLE | {"precision": "bf16"},
+    "fp16": SHORT | {"precision": "fp16"},
+    "fp16_overflow": SHORT | {"precision": "fp16"},
+    "fp16_search": SHORT | {"precision": "fp16"},
+    # Groups
+    "one_step": {"max_steps": 1},
+    "one_step_text_clipped": {
+        "max_steps": 1,
+        "optimizer": {"towers": [IMAGE, TEXT | {"max_grad_norm": 1e-3}, *REST]},
+    },
+    "frozen_layers": SHORT | WITH_DROPOUT | {"optimizer": {"towers": [FROZEN_IMAGE, TEXT | {"train_last": 1}, *REST]}},
+    "frozen_resnet": SHORT
+    | {
+        "model": DUAL_ENCODER | {"batch_norm": "local", "image": {"architecture": "resnet", "config": RESNET}},
+        "optimizer": {"towers": [FROZEN_IMAGE | {"layers": "resnet"}, *DUAL_TOWERS[1:]]},
+    },
+    # Costs and faults
+    "counted": SHORT,
+    "poisoned": SHORT | TOKENS | {"data": {"train_split": toy.POISONED_SPLIT, "shuffle": False}},
+}
+INVARIANT = list(SCENARIOS)[: list(SCENARIOS).index("fast_dropout")]
+OTHERS = [name for name in SCENARIOS if name not in INVARIANT]
+KEYED_DROPOUT = ["keyed_dropout", "keyed_dropout_recomputed"]
+WITH_OFFLOAD = ["info_nce", "llrd", "evaluated", "tokens"]
+IN_ONE_PIECE = ["info_nce", "sigmoid_chunked", "llrd", "tokens", "frozen_image"]
+"""With a single micro-batch, where engines have less to go wrong. DDP takes all of INVARIANT then too."""
+ENGINES = ["ddp", "fsdp2", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+WHOLE_ENGINES = [engine for engine in ENGINES if "offload" not in engine]
+LAUNCHES = {name: [engine for engine in ENGINES if engine.startswith(name)] for name in WHOLE_ENGINES}
+"""Engines that follow one another in one process. Others are kept apart: ZeRO-3 replaces torch's `linear` for good."""
+
+
+def runs_of_launch(launch: str, world_size: int) -> list[str]:
+    return [f"{engine}/{run}" for engine in LAUNCHES[launch] for run in runs_of(engine, world_size)]
+
+
+def runs_of(engine: str, world_size: int) -> list[str]:
+    """One process is there for the split alone; two ranks show everything else too."""
+    if "offload" in engine:
+        return [f"{name}@{4 // world_size}" for name in WITH_OFFLOAD] if world_size == 2 else []
+    runs = [f"{name}@1" for name in (INVARIANT if engine == "ddp" else IN_ONE_PIECE)]
+    runs += [f"{name}@{4 // world_size}" for name in INVARIANT]
+    if world_size == 1:
+        return [*runs, "keyed_dropout@4", "fast_dropout@4", "bf16@4"]
+    return [*runs, *(f"{name}@2" for name in OTHERS), "keyed_dropout@1", "fast_dropout@1", "counted@1"]
+
+
+def config_of(scenario: str, *, dataset: str, run_dir: str, engine: str, micro_batch_size: int) -> RunConfig:
+    """`engine` as in the configuration, with `_offload` behind it to keep the optimizer's state in CPU memory."""
+    name, _, offload = engine.partition("_")
+    place = {
+        "run_dir": run_dir,
+        "engine": name,
+        "zero": {"offload_optimizer": bool(offload)},
+        "data": {"path": dataset, "micro_batch_size": micro_batch_size},
+    }
+    return RunConfig.model_validate(_merged(_merged(BASE, SCENARIOS[scenario]), place))
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` put in, section by section; another model type replaces the whole section."""
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and "type" not in value
+        merged[key] = _merged(base[key], value) if nested else value
+    return merged

@@ -1,0 +1,45 @@
+"""What one step costs: as few forward passes, loss evaluations and reductions as an exact step can do with."""
+
+import pytest
+
+from tests.distributed.conftest import Observed
+from tests.distributed.scenarios import FEW_STEPS, STEPS, WHOLE_ENGINES
+
+TOWERS = ("vision_model", "text_model")
+
+
+@pytest.mark.parametrize("engine", WHOLE_ENGINES)
+@pytest.mark.parametrize(("world_size", "num_micro_batches"), [(1, 1), (1, 4), (2, 1), (2, 2)])
+def test_forward_passes(engine: str, world_size: int, num_micro_batches: int, observed: Observed) -> None:
+    """The last micro-batch's graph is kept, so K micro-batches take 2K - 1 passes, and a single one takes one."""
+    counts = observed(engine, world_size, f"info_nce@{num_micro_batches}").found["counts"]
+    for tower in TOWERS:
+        assert counts[tower] == STEPS * (2 * num_micro_batches - 1)
+
+
+@pytest.mark.parametrize("engine", WHOLE_ENGINES)
+@pytest.mark.parametrize(("world_size", "num_micro_batches"), [(1, 1), (1, 4), (2, 1), (2, 2)])
+def test_a_frozen_tower_runs_once(engine: str, world_size: int, num_micro_batches: int, observed: Observed) -> None:
+    counts = observed(engine, world_size, f"frozen_image@{num_micro_batches}").found["counts"]
+    assert counts["vision_model"] == STEPS * num_micro_batches
+    assert counts["text_model"] == STEPS * (2 * num_micro_batches - 1)
+
+
+@pytest.mark.parametrize("engine", WHOLE_ENGINES)
+@pytest.mark.parametrize(("world_size", "num_micro_batches"), [(1, 1), (1, 4), (2, 1), (2, 2)])
+def test_one_loss_evaluation(engine: str, world_size: int, num_micro_batches: int, observed: Observed) -> None:
+    counts = observed(engine, world_size, f"info_nce@{num_micro_batches}").found["counts"]
+    assert counts["losses"] == STEPS
+
+
+def test_ddp_reduces_once(observed: Observed) -> None:
+    for run in ("counted@1", "counted@2"):
+        observation = observed("ddp", 2, run)
+        assert observation.found["counts"]["reductions"] == FEW_STEPS
+        assert observation.losses == observed("ddp", 2, run.replace("counted", "info_nce")).losses[:FEW_STEPS]
+
+
+def test_fsdp2_reduces_each_unit_once(observed: Observed) -> None:
+    """Four blocks, the token embeddings, and the root."""
+    for run in ("counted@1", "counted@2"):
+        assert observed("fsdp2", 2, run).found["counts"]["reductions"] == FEW_STEPS * 6
