@@ -1,6 +1,7 @@
 """Scores of a whole split, computed over all ranks, each sample counted once."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,15 +38,16 @@ def evaluate(engine: Engine, task: Task, split: str, config: RunConfig) -> Evalu
             num_workers=config.data.num_workers,
             start_method=config.data.worker_start_method,
         )
-        for batch in batches:
+        # Every rank has as many batches; a sample that one rank can't read stops all of them before the next collective.
+        while (batch := engine.together(partial(next, batches, None))) is not None:
             batch = task.add_to_batch(engine.to_device(batch))
             rows = batch.pop("row")
             found = {**task.predictions(engine.model(batch), batch), "row": rows}
             _keep(engine, found, kept)
     set_train_mode(bare)
     predictions = {name: torch.cat(pieces) for name, pieces in kept.items()}
-    scores = engine.gather_objects(task.scores(predictions, split) if engine.is_main else None)[0]
-    return Evaluation(scores, predictions)
+    scores = engine.together(lambda: task.scores(predictions, split) if engine.is_main else {})
+    return Evaluation(engine.gather_objects(scores)[0], predictions)
 
 
 def _keep(engine: Engine, found: dict[str, Tensor], kept: dict[str, list[Tensor]]) -> None:

@@ -1,5 +1,7 @@
 """Scores during training: the best checkpoint, early stopping, and a word when a fine-tune gets worse."""
 
+from accel_train.checkpoint.state import TrainState
+from accel_train.config.schema import RunConfig
 from accel_train.evaluate import evaluate
 from accel_train.progress import score_table
 from accel_train.run import Run
@@ -16,18 +18,26 @@ def evaluate_and_judge(run: Run) -> dict[str, float]:
     name = config.evaluation.best_score
     if state.step == 0:
         state.first_scores = scores
-    elif scores[name] < state.first_scores.get(name, 0.0):
+    elif name in state.first_scores and scores[name] < state.first_scores[name]:
         run.log.warn(f"{name} is {scores[name]:.4f}, below the {state.first_scores[name]:.4f} before the first step.")
     early = config.evaluation.early_stopping
-    if state.best_score is None or scores[name] > state.best_score + (early.min_delta if early else 0.0):
+    if state.score_to_beat is None or scores[name] > state.score_to_beat + (early.min_delta if early else 0.0):
+        state.score_to_beat = scores[name]
         state.evaluations_without_gain = 0
     else:
         state.evaluations_without_gain += 1
     if state.best_score is None or scores[name] > state.best_score:
         state.best_score, state.best_step = scores[name], state.step
-    if early and state.evaluations_without_gain >= early.patience:
+    if ran_out_of_patience(config, state):
+        assert early is not None
         state.stopped_early = True
         run.log.say(
             f"stopping early: {name} has not risen by more than {early.min_delta} in {early.patience} evaluations."
         )
     return scores
+
+
+def ran_out_of_patience(config: RunConfig, state: TrainState) -> bool:
+    """Whether early stopping, as it is configured now, ends the run here."""
+    early = config.evaluation.early_stopping
+    return early is not None and state.evaluations_without_gain >= early.patience

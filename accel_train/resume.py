@@ -23,6 +23,9 @@ FIXED = (
     "data.shuffle",
     "data.last_batch",
     "data.train_split",
+    "data.valid_split",
+    "data.tokenizer",
+    "evaluation.best_score",
     "data.image_size",
     "data.resize",
     "data.image_mean",
@@ -31,7 +34,8 @@ FIXED = (
     "data.text_cleaning",
     "data.augmentation.",
 )
-"""Keys that decide which samples make up a step and what is computed from them. A run keeps them to its end."""
+"""Keys that decide which samples make up a step, what is computed from them and how it is judged. A run keeps them to its
+end."""
 
 
 def about_run(config: RunConfig, dataset_fingerprint: str) -> dict[str, Any]:

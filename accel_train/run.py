@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from accel_train.checkpoint.state import TrainState
 from accel_train.checkpoint.store import Checkpoints
 from accel_train.config.schema import RunConfig, interval_in_steps
+from accel_train.data.dataset import Dataset
 from accel_train.data.order import Order
 from accel_train.engine.engine import Engine
 from accel_train.optim.param_groups import GroupPlan
@@ -22,7 +23,7 @@ class Run:
     task: Task
     plan: GroupPlan
     order: Order
-    dataset_fingerprint: str
+    dataset: Dataset
     log: RunLog
     checkpoints: Checkpoints
     total_steps: int

@@ -101,7 +101,12 @@ class RunLog:
         """One line from rank 0, on the terminal and in run.log."""
         if self.is_main:
             self._print(message, markup=False, soft_wrap=True)
-            self._note(message)
+            self.note(message)
+
+    def note(self, message: str) -> None:
+        """A line in run.log alone, for what the terminal is told in another way."""
+        if self._log is not None:
+            self._write(self._log, f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
 
     def show(self, thing: RenderableType) -> None:
         """A table or another rich object from rank 0."""
@@ -115,7 +120,7 @@ class RunLog:
         """A line from any rank, marked with it: other ranks speak only when they have something of their own to say."""
         if self.is_main:
             self._print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
-            self._note(f"warning: {message}")
+            self.note(f"warning: {message}")
         else:
             print(f"rank {self.rank}: warning: {message}", file=sys.stderr, flush=True)
 
@@ -143,7 +148,7 @@ class RunLog:
         if summary is not None and self.is_main:
             if self._progress is None:
                 self._print(summary, markup=False, soft_wrap=True)
-            self._note(summary)
+            self.note(summary)
 
     def stop_progress(self) -> None:
         if self._progress is not None:
@@ -167,10 +172,6 @@ class RunLog:
         # A terminal that is gone, or a full disk under the output, must not end training; run.log says it too.
         with suppress(OSError):
             self.console.print(thing, **options)
-
-    def _note(self, message: str) -> None:
-        if self._log is not None:
-            self._write(self._log, f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
 
     def _write(self, file: TextIO, text: str) -> None:
         try:

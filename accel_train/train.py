@@ -1,4 +1,4 @@
-"""Training, in order: build, prepare, resume, loop. Read this file first."""
+"""Training, in order: an engine, a run set up where it goes on, and the loop. Read this file first."""
 
 import signal
 from collections.abc import Iterator
@@ -6,36 +6,24 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from accel_train.checkpoint.store import Checkpoints
-from accel_train.config.load import dump_config, leaves
-from accel_train.config.rules import check_last_batch, num_micro_batches
 from accel_train.config.schema import RunConfig
 from accel_train.data.loader import Step, train_steps
-from accel_train.data.order import Order
 from accel_train.engine.build import build_engine
-from accel_train.engine.engine import Engine
 from accel_train.errors import CheckFailed, Stopped, UserError
 from accel_train.judge import evaluate_and_judge
-from accel_train.models.blocks import checkpoint_activations, compile_blocks, repeated_blocks
-from accel_train.models.dropout import install_per_sample_dropout
-from accel_train.models.pretrained import quiet_transformers
 from accel_train.optim.clip import clip_factors, total_norm
-from accel_train.optim.group_table import group_table
-from accel_train.optim.optimizers import make_optimizer, state_names
-from accel_train.optim.param_groups import GroupPlan, freeze, plan_groups, set_train_mode
 from accel_train.optim.schedule import lr_scale
 from accel_train.progress import Meter, step_summary
-from accel_train.randomness import forward_randomness, seed_everything
-from accel_train.resume import about_run, check_resumable, load_initial_weights
+from accel_train.randomness import forward_randomness
+from accel_train.resume import about_run
 from accel_train.run import Run
 from accel_train.run_log import RunLog
+from accel_train.set_up import set_up
 from accel_train.signals import StopRequest
 from accel_train.step import StepLosses, forward_backward
-from accel_train.tasks.build import build_task
 
-FIRST_LOSS_SCALE = 2.0**16
 STEPS_TO_DOUBLE_LOSS_SCALE = 2000
 
 
@@ -46,87 +34,13 @@ def train(config: RunConfig, *, fresh: bool = False) -> dict[str, float]:
     with stop.listening():
         log = RunLog(Path(config.run_dir), is_main=engine.is_main, rank=engine.rank)
         try:
-            run = set_up(config, engine, log, stop, fresh=fresh)
-            return loop(run)
+            return loop(set_up(config, engine, log, stop, fresh=fresh))
+        except (UserError, CheckFailed, Stopped) as ending:
+            log.note(str(ending))
+            raise
         finally:
             log.close()
             engine.close()
-
-
-def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *, fresh: bool) -> Run:
-    """Builds everything and brings it to where training goes on.
-
-    Weights come from the first of these that is there: this run's newest valid checkpoint, `initialize_from`, the pretrained
-    folders of the model, the seed.
-    """
-    micro_batches = num_micro_batches(config, engine.world_size)
-    log.say(
-        f"engine {engine.launch.engine} ({type(engine).__name__}) on {engine.world_size} x {engine.device.type}, "
-        f"{config.precision}; a global batch of {config.data.global_batch_size} is {engine.world_size} ranks x "
-        f"{micro_batches} micro-batches x {config.data.micro_batch_size}"
-    )
-    quiet_transformers()
-    task = build_task(config)
-    seed_everything(config.seed)
-    model = task.build_model()
-    # Groups come before `prepare`: parameter names are the model's own.
-    plan = plan_groups(model, config.optimizer)
-    freeze(model, plan)
-    dataset = task.build_dataset(config.data.train_split)
-    check_last_batch(config, len(dataset), engine.world_size)
-    order = Order(
-        len(dataset),
-        config.data.global_batch_size,
-        seed=config.seed,
-        shuffle=config.data.shuffle,
-        last_batch=config.data.last_batch,
-    )
-    checkpoints = Checkpoints(
-        Path(config.run_dir),
-        engine,
-        log,
-        keep_last=config.checkpoint.keep_last,
-        state_names=state_names(config.optimizer),
-    )
-    resumed = checkpoints.newest_valid()
-    if resumed and fresh:
-        raise UserError(
-            f"run_dir: {config.run_dir} holds checkpoints and --fresh was given; nothing is overwritten. Choose another "
-            "run_dir."
-        )
-    if resumed:
-        check_resumable(resumed[1]["about"], config, dataset.fingerprint, log)
-    elif config.initialize_from is not None:
-        load_initial_weights(task, model, config.initialize_from, log)
-
-    log.show(group_table(plan, max_rows=30))
-    prepare(engine, model, plan, config)
-    total_steps = config.max_steps or (config.num_epochs or 0) * order.steps_per_epoch
-    run = Run(config, engine, task, plan, order, dataset.fingerprint, log, checkpoints, total_steps, stop)
-    if resumed:
-        run.state = checkpoints.load(*resumed)
-        log.say(f"resuming from {resumed[0]} at step {run.state.step} of {total_steps}")
-    elif config.precision == "fp16":
-        run.state.loss_scale = FIRST_LOSS_SCALE
-    log.rewind(run.state.step if resumed else -1)
-    if engine.is_main:
-        (Path(config.run_dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    engine.start_trackers({path: str(value) for path, value in leaves(config.model_dump()).items()})
-    return run
-
-
-def prepare(engine: Engine, model: nn.Module, plan: GroupPlan, config: RunConfig) -> None:
-    """Puts a model whose groups are planned into the engine, with its optimizer."""
-    if config.dropout == "per_sample":
-        install_per_sample_dropout(model)
-    if config.compute.activation_checkpointing:
-        checkpoint_activations(model)
-    block_classes = {type(block).__name__ for _, block in repeated_blocks(model)}
-    optimizer = make_optimizer(model, plan, config.optimizer, fused=engine.can_fuse(config.optimizer.name))
-    engine.prepare(model, optimizer, precision=config.precision, block_classes=block_classes)
-    if config.compute.compile:
-        compile_blocks(engine.bare_model())
-    set_train_mode(engine.bare_model())
 
 
 def loop(run: Run) -> dict[str, float]:
@@ -134,7 +48,8 @@ def loop(run: Run) -> dict[str, float]:
     config, engine, state = run.config, run.engine, run.state
     scores: dict[str, float] = {}
     if run.is_finished:
-        run.log.say(f"{config.run_dir} is complete: {state.step} of {run.total_steps} steps. Nothing to do.")
+        why = "stopped early" if state.stopped_early else "is complete"
+        run.log.say(f"{config.run_dir} {why}: {state.step} of {run.total_steps} steps. Nothing to do.")
         return scores
     if state.step == 0 and config.evaluation.at_start and config.data.valid_split is not None:
         scores = evaluate_and_judge(run)
@@ -153,8 +68,8 @@ def loop(run: Run) -> dict[str, float]:
             scores = evaluate_and_judge(run)
             meter.restart()
         stopping = asked_to_stop(run)
-        if stopping or run.is_due(config.checkpoint.save_every):
-            run.checkpoints.save(state, about_run(config, run.dataset_fingerprint))
+        if stopping or state.best_step == state.step or run.is_due(config.checkpoint.save_every):
+            run.checkpoints.save(state, about_run(config, run.dataset.fingerprint))
             meter.restart()
         if run.is_finished:
             break
@@ -164,13 +79,19 @@ def loop(run: Run) -> dict[str, float]:
                 "command goes on from it."
             )
     run.log.stop_progress()
+    best = (
+        ""
+        if state.best_score is None
+        else f"; best {config.evaluation.best_score} {state.best_score:.4f} at step {state.best_step}"
+    )
+    run.log.say(f"done: {state.step} steps{best}; checkpoints in {run.checkpoints.root}")
     return scores
 
 
 def global_batches(run: Run) -> Iterator[Step]:
     """This rank's share of every global batch from the present step on."""
     return train_steps(
-        run.task.build_dataset(run.config.data.train_split),
+        run.dataset,
         run.order,
         run.config.data,
         rank=run.engine.rank,
@@ -272,8 +193,9 @@ def refuse_nonfinite(run: Run, losses: StepLosses, norms: Tensor) -> None:
     values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.losses.items())
     raise CheckFailed(
         f"step {run.state.step}: the gradient of {len(names)} of {len(norms)} groups is not finite "
-        f"({', '.join(names[:4])}); losses: {values}. No weight was changed by this step, and the last checkpoint is good: "
-        "lower the learning rate or clip (optimizer.max_grad_norm), and start the same command again."
+        f"({', '.join(names[:4])}); losses: {values}. No weight was changed by this step, and the last checkpoint, "
+        "if there is one, is good: lower the learning rate or clip (optimizer.max_grad_norm), and start the same "
+        "command again."
     )
 
 

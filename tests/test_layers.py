@@ -23,6 +23,7 @@ STOREYS = [
     {"resume"},
     {"run"},
     {"judge"},
+    {"set_up"},
     {"train"},
     {"tools"},
     {"cli"},

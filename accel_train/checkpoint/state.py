@@ -21,6 +21,6 @@ class TrainState:
     best_score: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
-    evaluated_at: int | None = None
-    """Step of the last evaluation, so that a resumed run does not repeat it."""
+    score_to_beat: float | None = None
+    """What early stopping compares with: the last score that rose by more than min_delta."""
     stopped_early: bool = False

@@ -170,6 +170,13 @@ class Checkpoints:
 
         Damaged newer checkpoints are renamed, so that they don't count as this run's any more.
         """
+        self.engine.together(lambda: self._read(folder))
+        self.engine.finish_loading(saved["optimizer_steps"])
+        state = TrainState(**{name: saved[name] for name in TrainState.__slots__})
+        self._together("tidy up", self._tidy_after_kill, state)
+        return state
+
+    def _read(self, folder: Path) -> None:
         reader = Reader(folder)
         for shard in self.engine.shards(self.state_names):
             for kind, piece in {files.WEIGHT: shard.weight, **shard.state}.items():
@@ -178,10 +185,6 @@ class Checkpoints:
         for name, buffer in _persistent_buffers(self.engine).items():
             _check_shape(reader, files.BUFFER, name, tuple(buffer.shape), folder)
             reader.read_into(buffer.view(-1), files.BUFFER, name, 0)
-        self.engine.finish_loading(saved["optimizer_steps"])
-        state = TrainState(**{name: saved[name] for name in TrainState.__slots__})
-        self._together("tidy up", self._tidy_after_kill, state)
-        return state
 
     def _tidy_after_kill(self, state: TrainState) -> None:
         if not self.engine.is_main:

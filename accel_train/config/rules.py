@@ -205,7 +205,7 @@ def check_last_batch(config: RunConfig, num_samples: int, world_size: int) -> No
         if num_samples < whole:
             raise UserError(
                 f"data.global_batch_size is {whole}, but the training split has {num_samples} samples: with last_batch "
-                "drop, an epoch has no step. Use a smaller batch, or last_batch: keep."
+                "drop, an epoch has no step. Use a smaller batch."
             )
     elif 0 < left_over < world_size:
         raise UserError(

@@ -130,7 +130,8 @@ class DataSection(Section):
     prefetch_batches: Annotated[int, Field(ge=1)] = 4
     """Micro-batches that each worker prepares ahead."""
     max_unreadable_samples: Annotated[int, Field(ge=0)] = 0
-    """How many samples of a run may be skipped because they can't be read. One more stops the run."""
+    """How often a run may skip a sample because it can't be read; one that is met in two epochs counts twice. One more
+    stops the run."""
     augmentation: Augmentation = Augmentation()
 
 

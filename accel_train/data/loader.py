@@ -101,12 +101,17 @@ def train_steps(
     Samples that can't be read are left out and named in `Step.unreadable`; the caller keeps the budget. `seed` only
     sets torch's and NumPy's generators in the workers, for datasets that draw from them: ours draw from keyed ones.
     """
-    num_micro_batches = -(-data.global_batch_size // (data.micro_batch_size * world_size))
+
+    def micro_batches_of(num_rows: int) -> list[slice]:
+        # A smaller last batch has fewer micro-batches, and never more than the rank with the fewest rows can fill: with
+        # very small micro-batches one of them then holds a row more than micro_batch_size.
+        wanted = -(-num_rows // (data.micro_batch_size * world_size))
+        return rank_share(num_rows, rank, world_size, min(wanted, num_rows // world_size))
 
     def requests() -> Iterator[Request]:
         for step in range(first_step, last_step):
             rows = order.rows(step)
-            for piece in rank_share(len(rows), rank, world_size, num_micro_batches):
+            for piece in micro_batches_of(len(rows)):
                 yield Request(tuple(rows[piece].tolist()), order.epoch(step))
 
     replies = _read(
@@ -120,7 +125,7 @@ def train_steps(
     )
     template: Batch = {}
     for step in range(first_step, last_step):
-        pieces = rank_share(len(order.rows(step)), rank, world_size, num_micro_batches)
+        pieces = micro_batches_of(len(order.rows(step)))
         answered = [next(replies) for _ in pieces]
         micro_batches = [reply.columns for reply in answered]
         template = next(filter(None, micro_batches), template)

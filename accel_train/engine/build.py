@@ -53,7 +53,7 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
         cpu=None if on_cuda or plugin else True,
         mixed_precision="no",
         deepspeed_plugin=plugin,
-        log_with=_trackers(config.log.trackers) or None,
+        log_with=None if for_evaluation else _trackers(config.log.trackers) or None,
         project_dir=config.run_dir,
         kwargs_handlers=handlers,
     )
@@ -69,7 +69,7 @@ def _trackers(names: list[str]) -> list[str]:
         if name not in available:
             raise UserError(
                 f"log.trackers: {name!r} is not installed or not known; installed here: {sorted(available) or 'none'}. "
-                f"Install it (pip install accel_train[{name}]) or take it out."
+                "Install it (pip install accel_train[tensorboard], pip install wandb, ...) or take it out."
             )
     return filter_trackers(names, ".") if names else []
 

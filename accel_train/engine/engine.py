@@ -1,8 +1,8 @@
 """How training is spread over ranks. Everything else in this package sees one machine and asks this class."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from accel_train.engine.launch import Launch
 from accel_train.engine.shards import Shard
-from accel_train.errors import UserError
+from accel_train.errors import CheckFailed, UserError
 
+Result = TypeVar("Result")
 Gradients = list[list[Tensor]]
 """For each parameter group, this rank's pieces of its gradients; scaling them in place scales the gradient."""
 
@@ -179,9 +180,17 @@ class Engine(ABC):
         dist.all_gather_object(everyone, thing, group=self._control)
         return everyone
 
-    def barrier(self) -> None:
-        if self._is_distributed:
-            dist.barrier(group=self._control)
+    def together(self, action: Callable[[], Result]) -> Result:
+        """Runs an action on every rank. If it fails on any, every rank raises: its own error, or the first rank's."""
+        failure: Exception | None = None
+        try:
+            result = action()
+        except (UserError, CheckFailed, OSError) as error:
+            failure = error
+        for rank, other in enumerate(self.gather_objects(failure)):
+            if other is not None:
+                raise failure or type(other)(f"on rank {rank}: {other}")
+        return result
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: column.to(self.device, non_blocking=True) for name, column in batch.items()}

@@ -1,5 +1,6 @@
 """What engines share that keep an ordinary torch optimizer: one process, DDP and FSDP2."""
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -70,6 +71,10 @@ class DataParallel(TorchOptimizerEngine):
     gradients_are_sharded = False
 
     def _prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, block_classes: set[str]) -> None:
+        # torch 2.13 renames broadcast_buffers, and older ones don't know the new name; depthwise convolutions have
+        # gradients whose strides DDP remarks on. Neither is news to a user.
+        warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
         self.model = self.accelerator.prepare_model(model)
         self.optimizer = optimizer
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -29,6 +30,8 @@ def evaluate_command(
     checkpoint: str,
 ) -> dict[str, float]:
     """Scores the split over all ranks, prints a table or JSON, and draws a contact sheet if asked. Returns the scores."""
+    if contact_sheet is not None and (not contact_sheet.endswith(".png") or not Path(contact_sheet).parent.is_dir()):
+        raise UserError(f"--contact-sheet: {contact_sheet} must end in .png and lie in a folder that exists.")
     config = open_config(run_or_export, overrides)
     split = split or config.data.valid_split
     if split is None:

@@ -57,4 +57,6 @@ def open_trained(folder: str, config: RunConfig, *, checkpoint: str) -> Trained:
         raise UserError(f"{folder} holds no checkpoints yet.")
     copy_weights(model, found)
     step = int(read_state(found)["step"])
+    if checkpoint == "best" and not (found.parent / "best").exists():
+        checkpoint = "latest"  # the run has not been evaluated, or never became better than it began
     return Trained(config, task, model, f"{folder}, {checkpoint} checkpoint (step {step})", step)

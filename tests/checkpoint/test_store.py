@@ -24,6 +24,7 @@ import accel_train.checkpoint.store
 from accel_train.checkpoint.files import DamagedCheckpoint, FileRecord, Reader, check_files, read_state
 from accel_train.checkpoint.state import TrainState
 from accel_train.checkpoint.store import Checkpoints, all_folders, load_weights
+from accel_train.engine.engine import Engine
 from accel_train.engine.shards import Shard
 from accel_train.errors import CheckFailed, UserError
 
@@ -90,6 +91,8 @@ class StandInEngine:
 
     def gather_objects(self, thing: Any) -> list[Any]:
         return self.ranks.gather(self.rank, thing)
+
+    together = Engine.together
 
     def bare_model(self) -> nn.Module:
         return self.module

@@ -111,7 +111,21 @@ def test_ranks_together_have_the_batches_of_one_process(
         rows = torch.cat([batch["sample_id"] for step in ranks for batch in step.micro_batches])
         assert rows.tolist() == order.rows(index).tolist()
         assert all(batch["epoch"].eq(order.epoch(index)).all() for step in ranks for batch in step.micro_batches)
-        assert {len(step.micro_batches) for step in ranks} == {4 // world_size}
+        assert len({len(step.micro_batches) for step in ranks}) == 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_a_small_last_batch_leaves_no_micro_batch_empty(
+    data_section: MakeSection, world_size: int, micro_batch_size: int
+) -> None:
+    data = data_section(Path("unused"), micro_batch_size=micro_batch_size, last_batch="keep", num_workers=0)
+    ranks = [steps_of(Numbers(13), data, rank=rank, world_size=world_size, last_step=2) for rank in range(world_size)]
+    last = [steps[1].micro_batches for steps in ranks]
+    assert len({len(micro_batches) for micro_batches in last}) == 1
+    sizes = [len(batch["sample_id"]) for micro_batches in last for batch in micro_batches]
+    assert min(sizes) >= 1 and max(sizes) <= micro_batch_size + 1
+    assert sum(sizes) == 5
 
 
 def test_a_run_starts_at_any_step(data_section: MakeSection) -> None:

@@ -1,0 +1,132 @@
+"""Builds everything a run needs and brings it to where training goes on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from accel_train.checkpoint.store import Checkpoints
+from accel_train.config.load import dump_config, leaves
+from accel_train.config.rules import check_last_batch, num_micro_batches
+from accel_train.config.schema import RunConfig
+from accel_train.data.dataset import Dataset
+from accel_train.data.order import Order
+from accel_train.engine.engine import Engine
+from accel_train.errors import UserError
+from accel_train.judge import ran_out_of_patience
+from accel_train.models.blocks import checkpoint_activations, compile_blocks, repeated_blocks
+from accel_train.models.dropout import install_per_sample_dropout
+from accel_train.models.pretrained import quiet_transformers
+from accel_train.optim.group_table import group_table
+from accel_train.optim.optimizers import make_optimizer, state_names
+from accel_train.optim.param_groups import GroupPlan, freeze, plan_groups, set_train_mode
+from accel_train.randomness import seed_everything
+from accel_train.resume import check_resumable, load_initial_weights
+from accel_train.run import Run
+from accel_train.run_log import METRICS_FILE, RunLog
+from accel_train.signals import StopRequest
+from accel_train.tasks.build import build_task
+from accel_train.tasks.task import Task
+
+FIRST_LOSS_SCALE = 2.0**16
+
+
+@dataclass(slots=True)
+class Parts:
+    """What can be built before the ranks need each other."""
+
+    task: Task
+    model: nn.Module
+    plan: GroupPlan
+    dataset: Dataset
+    order: Order
+
+
+def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *, fresh: bool) -> Run:
+    """A run that is ready for its next step. Raises UserError on every rank.
+
+    Weights come from the first of these that is there: this run's newest valid checkpoint, `initialize_from`, the pretrained
+    folders of the model, the seed.
+    """
+    micro_batches = num_micro_batches(config, engine.world_size)
+    log.say(
+        f"engine {engine.launch.engine} ({type(engine).__name__}) on {engine.world_size} x {engine.device.type}, "
+        f"{config.precision}; a global batch of {config.data.global_batch_size} is {engine.world_size} ranks x "
+        f"{micro_batches} micro-batches x {config.data.micro_batch_size}"
+    )
+    parts = engine.together(lambda: build_parts(config, engine.world_size))
+    checkpoints = Checkpoints(
+        Path(config.run_dir),
+        engine,
+        log,
+        keep_last=config.checkpoint.keep_last,
+        state_names=state_names(config.optimizer),
+    )
+    resumed = checkpoints.newest_valid()
+    if fresh and engine.gather_objects(bool(resumed) or (Path(config.run_dir) / METRICS_FILE).exists())[0]:
+        raise UserError(
+            f"run_dir: {config.run_dir} holds a run and --fresh was given; nothing is overwritten. Choose another run_dir."
+        )
+    if resumed:
+        check_resumable(resumed[1]["about"], config, parts.dataset.fingerprint, log)
+    elif (source := config.initialize_from) is not None:
+        engine.together(lambda: load_initial_weights(parts.task, parts.model, source, log))
+
+    log.show(group_table(parts.plan, max_rows=30))
+    prepare(engine, parts.model, parts.plan, config)
+    total_steps = config.max_steps or (config.num_epochs or 0) * parts.order.steps_per_epoch
+    run = Run(config, engine, parts.task, parts.plan, parts.order, parts.dataset, log, checkpoints, total_steps, stop)
+    if resumed:
+        run.state = checkpoints.load(*resumed)
+        run.state.stopped_early = ran_out_of_patience(config, run.state)
+        log.say(f"resuming from {resumed[0]} at step {run.state.step} of {total_steps}")
+    saved_precision = resumed[1]["about"]["config"]["precision"] if resumed else None
+    if config.precision != saved_precision:
+        run.state.loss_scale = FIRST_LOSS_SCALE if config.precision == "fp16" else 1.0
+    log.rewind(run.state.step if resumed else -1)
+    engine.together(lambda: write_config(run))
+    engine.start_trackers({path: str(value) for path, value in leaves(config.model_dump()).items()})
+    return run
+
+
+def build_parts(config: RunConfig, world_size: int) -> Parts:
+    """Task, model with its groups, data and order; opens the validation split too, so that it fails here if it does."""
+    quiet_transformers()
+    task = build_task(config)
+    seed_everything(config.seed)
+    model = task.build_model()
+    # Groups come before `prepare`: parameter names are the model's own.
+    plan = plan_groups(model, config.optimizer)
+    freeze(model, plan)
+    dataset = task.build_dataset(config.data.train_split)
+    if config.data.valid_split is not None:
+        task.evaluation_sets(config.data.valid_split)
+    check_last_batch(config, len(dataset), world_size)
+    order = Order(
+        len(dataset),
+        config.data.global_batch_size,
+        seed=config.seed,
+        shuffle=config.data.shuffle,
+        last_batch=config.data.last_batch,
+    )
+    return Parts(task, model, plan, dataset, order)
+
+
+def prepare(engine: Engine, model: nn.Module, plan: GroupPlan, config: RunConfig) -> None:
+    """Puts a model whose groups are planned into the engine, with its optimizer."""
+    if config.dropout == "per_sample":
+        install_per_sample_dropout(model)
+    if config.compute.activation_checkpointing:
+        checkpoint_activations(model)
+    block_classes = {type(block).__name__ for _, block in repeated_blocks(model)}
+    optimizer = make_optimizer(model, plan, config.optimizer, fused=engine.can_fuse(config.optimizer.name))
+    engine.prepare(model, optimizer, precision=config.precision, block_classes=block_classes)
+    if config.compute.compile:
+        compile_blocks(engine.bare_model())
+    set_train_mode(engine.bare_model())
+
+
+def write_config(run: Run) -> None:
+    """Leaves the resolved configuration in the run's folder."""
+    if run.engine.is_main:
+        (Path(run.config.run_dir) / "config.yaml").write_text(dump_config(run.config), encoding="utf-8")
