@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from accel_train.config.load import load_config
+from accel_train.config.schema import RunConfig
 from accel_train.errors import UserError
 from accel_train.models.sizes import SIZES
 from accel_train.optim.param_groups import plan_groups
@@ -38,8 +39,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(root / name) for name in configurations}
 
 
+def small_config(*overrides: str) -> RunConfig:
+    """The small configuration on batches of 256, which are two micro-batches of 128 on one rank."""
+    given = any(word.startswith("data.global_batch_size=") for word in overrides)
+    return load_config(SMALL, [*overrides, *([] if given else ["data.global_batch_size=256"])])
+
+
 def planned(path: str, *overrides: str, ranks: int | None = None) -> dict[str, Any]:
-    return as_dict(make_plan(load_config(path, list(overrides)), world_size=ranks))
+    config = small_config(*overrides) if path == SMALL else load_config(path, list(overrides))
+    return as_dict(make_plan(config, world_size=ranks))
 
 
 @pytest.mark.parametrize("path", sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")))
@@ -87,7 +95,7 @@ def test_rates_of_the_dual_encoder(folders: dict[str, str]) -> None:
 
 
 def test_json_is_what_the_optimizer_gets(capsys: pytest.CaptureFixture[str]) -> None:
-    config = load_config(SMALL)
+    config = small_config()
     plan(config, as_json=True)
     found = json.loads(capsys.readouterr().out)
     with torch.device("meta"):
@@ -118,7 +126,7 @@ def sizes(*overrides: str, ranks: int = 1) -> dict[str, int]:
 
 def test_memory_of_one_rank() -> None:
     with torch.device("meta"):
-        model = build_task(load_config(SMALL)).build_model()
+        model = build_task(small_config()).build_model()
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     alone = sizes()
     assert (alone["weights"], alone["gradients"], alone["optimizer state"]) == (weights, weights, 2 * weights)
@@ -151,7 +159,7 @@ def test_a_fixed_temperature_needs_no_other_towers() -> None:
 
 
 def test_offload_counts_as_host_memory() -> None:
-    config = load_config(SMALL, ["engine=zero2", "zero.offload_optimizer=true"])
+    config = small_config("engine=zero2", "zero.offload_optimizer=true")
     host = {part["name"] for part in as_dict(make_plan(config, world_size=2))["memory"] if part["on_host"]}
     assert host == {"optimizer state", "weights, DeepSpeed's copy"}
 
@@ -207,7 +215,7 @@ def test_hazards(overrides: list[str], message: str) -> None:
 
 def test_text_and_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "lr.png"
-    plan(load_config(SMALL, ["optimizer.max_grad_norm=2.0"]), picture=str(picture))
+    plan(small_config("optimizer.max_grad_norm=2.0"), picture=str(picture))
     shown = capsys.readouterr().out
     for part in (
         "text.00.no_decay",
@@ -223,5 +231,5 @@ def test_text_and_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 def test_other_ranks_stay_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    plan(load_config(SMALL))
+    plan(small_config())
     assert capsys.readouterr().out == ""
