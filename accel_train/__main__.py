@@ -1,7 +1,5 @@
 """`python -m accel_train` and `accelerate launch -m accel_train`."""
 
-import sys
+from accel_train.cli import run
 
-from accel_train.cli import main
-
-sys.exit(main())
+run()

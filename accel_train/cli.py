@@ -260,6 +260,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def run() -> NoReturn:
+    """The program: `main`, then out.
+
+    One of several ranks leaves without Python's own ending, in which gloo's threads, still alive, can abort a run that is
+    complete ("terminate called without an active exception").
+    """
+    code = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _speaker() -> str:
     """`accel-train`, and which rank speaks where there are several."""
     rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
