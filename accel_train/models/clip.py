@@ -39,13 +39,15 @@ class _TransformersModel(ContrastiveModel):
         features: Tensor = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         return features
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings. FSDP2 asks for them, and transformers finds none by itself in a model with two towers."""
+        text_model: Any = self.get_submodule("text_model")
+        embeddings: nn.Module = text_model.get_input_embeddings()
+        return embeddings
+
 
 class ContrastiveChineseCLIP(_TransformersModel, ChineseCLIPModel):
     """Text feature: the first token's, as in the original."""
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings, as in CLIP and SigLIP: transformers finds none by itself, and FSDP2 asks for them."""
-        return self.get_submodule("text_model.embeddings.word_embeddings")
 
 
 class ContrastiveCLIP(_TransformersModel, CLIPModel):
