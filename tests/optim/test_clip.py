@@ -14,7 +14,9 @@ TOWERS = ["image", "image", "text", "text", "heads"]
 @pytest.fixture
 def gradients() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(size, generator=generator) * scale for size, scale in ((7, 3), (5, 1), (9, 2), (1, 5), (4, 0.1))]
+    return [
+        torch.randn(size, generator=generator) * scale for size, scale in ((7, 3), (5, 1), (9, 2), (1, 5), (4, 0.1))
+    ]
 
 
 def norms_of(gradients: list[Tensor]) -> Tensor:
