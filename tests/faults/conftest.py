@@ -31,6 +31,7 @@ TIMING = {"samples_per_second", "waiting_for_data", "memory_gib"}
 TOWER = {"hidden_size": 16, "intermediate_size": 32}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
