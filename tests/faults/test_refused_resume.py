@@ -66,7 +66,7 @@ def test_another_dataset_is_refused_and_a_moved_one_is_not(begun: Any, dataset: 
 def test_fresh_refuses_a_folder_with_checkpoints_and_deletes_nothing(begun: Any) -> None:
     before = metrics_and_checkpoints(begun)
     output = begun.fail("--fresh", code=BAD_CONFIGURATION, ranks=2)
-    assert "holds checkpoints and --fresh was given" in output
+    assert "holds a run and --fresh was given" in output
     assert metrics_and_checkpoints(begun) == before
 
 

@@ -26,7 +26,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(
     running.signal(number, rank)
     assert running.wait() == [REQUEUE, REQUEUE], running.output
     step = run.state()["step"]
-    assert run.steps_on_disk() == [step]
+    assert max(run.steps_on_disk()) == step
     assert run.step() == step, "metrics end where the checkpoint is"
     assert f"stopped by {number.name} at step {step} of 16; a checkpoint was written" in running.output
     assert "Traceback" not in running.output
@@ -37,12 +37,12 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(
 
 
 def test_a_second_interrupt_leaves_at_once(experiment: Callable[..., Any]) -> None:
-    run = experiment("checkpoint.save_every=null")
-    running = run.start(step_seconds=1.0)
+    run = experiment("checkpoint.save_every=null", "evaluation.evaluate_every=null")
+    running = run.start(step_seconds=5.0)
     run.wait_for(lambda: run.step() >= 1, running)
-    running.signal(signal.SIGINT)
-    time.sleep(0.1)
-    running.signal(signal.SIGINT)
+    for _ in range(2):
+        running.signal(signal.SIGINT)
+        time.sleep(1)  # two that come before Python looks are one
     assert running.wait(timeout=20) == [130]
     assert run.steps_on_disk() == []
 
