@@ -45,6 +45,7 @@ def signs_of_engine(engine: Engine) -> dict[str, Any]:
         "zero_stage": model.zero_optimization_stage() if is_zero else None,
         "offload": bool(model.zero_offload_optimizer()) if is_zero else False,
         "all_dtensors": all(isinstance(parameter, DTensor) for parameter in parameters),
+        "gathered_elements": sum(_local(parameter).numel() for parameter in parameters),
         "weight_elements": sum(_held(parameter) for parameter in parameters),
         "state_elements": sum(_local(value).numel() for value in state),
         "world_size": engine.accelerator.num_processes,

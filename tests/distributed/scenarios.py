@@ -51,6 +51,8 @@ BASE: dict[str, Any] = {
     "schedule": {"name": "linear", "warmup_steps": 2, "min_lr_ratio": 0.1},
     "log": {"log_every": "1 step"},
 }
+CLIP = {"type": "clip", "size": "tiny", "config": {"text_config": {"vocab_size": 110, "eos_token_id": 3}}}
+SIGLIP = {"type": "siglip", "size": "tiny", "temperature": 0.2, "config": {"text_config": {"vocab_size": 110}}}
 DUAL_ENCODER = {
     "type": "dual_encoder",
     "image": {"architecture": "convnext", "config": CONVNEXT},
@@ -82,6 +84,18 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "model": DUAL_ENCODER,
         "optimizer": {"towers": DUAL_TOWERS, "momentum": 0.9, "max_grad_norm": 0.5},
         "loss": {"chunk_size": 7},
+    },
+    "clip": {
+        "model": CLIP,
+        "optimizer": {"towers": [IMAGE | {"layers": "clip_image"}, TEXT | {"layers": "clip_text"}, *REST]},
+    },
+    "siglip": {
+        "model": SIGLIP,
+        "optimizer": {
+            "towers": [IMAGE | {"layers": "siglip_image"}, TEXT | {"layers": "siglip_text"}, REST[1]],
+            "max_grad_norm": 1.0,
+        },
+        "loss": {"name": "sigmoid"},
     },
     # An evaluation after every step runs one tower alone.
     "evaluated": {
@@ -128,9 +142,11 @@ INVARIANT = list(SCENARIOS)[: list(SCENARIOS).index("fast_dropout")]
 OTHERS = [name for name in SCENARIOS if name not in INVARIANT]
 KEYED_DROPOUT = ["keyed_dropout", "keyed_dropout_recomputed"]
 WITH_OFFLOAD = ["info_nce", "llrd", "evaluated", "tokens"]
-IN_ONE_PIECE = ["info_nce", "sigmoid_chunked", "llrd", "tokens", "frozen_image"]
+IN_ONE_PIECE = ["info_nce", "siglip", "tokens", "frozen_image"]
 """With a single micro-batch, where engines have less to go wrong. DDP takes all of INVARIANT then too."""
-ENGINES = ["ddp", "fsdp2", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+ON_ONE_RANK = ["info_nce", "sigmoid_chunked", "llrd", "evaluated", "tokens", "frozen_image"]
+"""For engines other than DDP, which are not made for one rank."""
+ENGINES = ["ddp", "fsdp2", "zero1", "zero1_offload", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 WHOLE_ENGINES = [engine for engine in ENGINES if "offload" not in engine]
 LAUNCHES = {name: [engine for engine in ENGINES if engine.startswith(name)] for name in WHOLE_ENGINES}
 """Engines that follow one another in one process. Others are kept apart: ZeRO-3 replaces torch's `linear` for good."""
@@ -143,12 +159,13 @@ def runs_of_launch(launch: str, world_size: int) -> list[str]:
 def runs_of(engine: str, world_size: int) -> list[str]:
     """One process is there for the split alone; two ranks show everything else too."""
     if "offload" in engine:
-        return [f"{name}@{4 // world_size}" for name in WITH_OFFLOAD] if world_size == 2 else []
-    runs = [f"{name}@1" for name in (INVARIANT if engine == "ddp" else IN_ONE_PIECE)]
-    runs += [f"{name}@{4 // world_size}" for name in INVARIANT]
-    if world_size == 1:
-        return [*runs, "keyed_dropout@4", "fast_dropout@4", "bf16@4"]
-    return [*runs, *(f"{name}@2" for name in OTHERS), "keyed_dropout@1", "fast_dropout@1", "counted@1"]
+        return [f"{name}@2" for name in WITH_OFFLOAD] if world_size == 2 else []
+    whole = INVARIANT if engine == "ddp" else IN_ONE_PIECE
+    if world_size == 2:
+        cut = [f"{name}@2" for name in (*INVARIANT, *OTHERS)]
+        return [*(f"{name}@1" for name in whole), *cut, "keyed_dropout@1", "fast_dropout@1", "counted@1"]
+    cut = [f"{name}@4" for name in (INVARIANT if engine == "ddp" else ON_ONE_RANK)]
+    return [*(f"{name}@1" for name in whole), *cut, "keyed_dropout@4", "fast_dropout@4", "bf16@4"]
 
 
 def config_of(scenario: str, *, dataset: str, run_dir: str, engine: str, micro_batch_size: int) -> RunConfig:

@@ -9,7 +9,7 @@ import pytest
 
 from accel_train.config.load import dump_config
 from tests.distributed.ranks import ROOT, clean_environment
-from tests.distributed.scenarios import config_of
+from tests.distributed.scenarios import FEW_STEPS, config_of
 
 ENGINES = {
     "cpu": "ddp",
@@ -42,7 +42,7 @@ def launch(file: str, config: Path, *overrides: str) -> str:
 @pytest.fixture
 def config(dataset: str, tmp_path: Path) -> Path:
     """Two steps, with no engine named."""
-    values = config_of("one_step", dataset=dataset, run_dir=str(tmp_path / "run"), engine="ddp", micro_batch_size=4)
+    values = config_of("counted", dataset=dataset, run_dir=str(tmp_path / "run"), engine="ddp", micro_batch_size=4)
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(values.model_copy(update={"engine": None})), encoding="utf-8")
     return path
@@ -55,7 +55,7 @@ def test_trains_with_its_engine(file: str, config: Path, tmp_path: Path) -> None
     engine = ENGINES[file]
     assert f"engine {engine} ({CLASSES.get(engine, 'Zero')}) on 2 x cpu, fp32" in output
     state = json.loads((tmp_path / "run" / "checkpoints" / "latest" / "state.json").read_text())
-    assert (state["engine"], state["world_size"], state["step"]) == (engine, 2, 1)
+    assert (state["engine"], state["world_size"], state["step"]) == (engine, 2, FEW_STEPS)
     resolved = (tmp_path / "run" / "config.yaml").read_text()
     assert "engine: null" in resolved or "engine:" not in resolved
 

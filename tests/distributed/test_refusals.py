@@ -78,6 +78,6 @@ def test_the_launcher_and_the_configuration_disagree(train: Train) -> None:
 
 def test_accelerate_is_not_let_drop_deepspeed(train: Train, tmp_path: Path) -> None:
     """ACCELERATE_USE_CPU makes Accelerate give DDP where ZeRO was asked for, without a word."""
-    ranks = train("one_step", "zero2", ACCELERATE_USE_CPU="true")
+    ranks = train("counted", "zero2", ACCELERATE_USE_CPU="true")
     assert [rank.exit_code for rank in ranks] == [0, 0]
     assert "engine zero2 (Zero) on 2 x cpu" in (tmp_path / "run" / "run.log").read_text()

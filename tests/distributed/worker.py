@@ -4,6 +4,7 @@ Each run is a whole training with an engine of its own, named ENGINE/SCENARIO@K.
 from the engine, or the error that ended the run. Beside it lies the run's own directory.
 """
 
+import gc
 import hashlib
 import os
 import sys
@@ -18,19 +19,23 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from accelerate import DeepSpeedPlugin
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from accel_train import train
 from accel_train.config.schema import RunConfig
-from accel_train.engine.build import build_engine
+from accel_train.engine import build
+from accel_train.engine.launch import Launch
+from accel_train.engine.zero import zero_plugin
 from accel_train.errors import CheckFailed, UserError
 from accel_train.run import Run
 from accel_train.run_log import RunLog
+from accel_train.set_up import set_up
 from accel_train.signals import StopRequest
 from accel_train.tasks.task import Batch
+from accel_train.train import loop
 from tests.distributed.readings import signs_of_engine, whole_gradients, whole_weights
 from tests.distributed.scenarios import GLOBAL_BATCH, config_of
 
@@ -42,8 +47,8 @@ REDUCE_SCATTER = ("reduce_scatter_single", "reduce_scatter_tensor")
 
 def main() -> None:
     out, dataset, *runs = sys.argv[1:]
+    gc.freeze()  # DeepSpeed collects garbage for each engine; what was imported is none
     for name in runs:
-        torch.set_rng_state(torch.Generator().get_state())
         result = one_run(Path(out), dataset, name)
         if int(os.environ.get("RANK", 0)) == 0:
             torch.save(result, Path(out) / f"{name}.pt")
@@ -65,16 +70,17 @@ def one_run(out: Path, dataset: str, name: str) -> dict[str, Any]:
     )
     forget_last_engine()
     try:
-        return observed_run(config, scenario)
+        with mock.patch.object(build, "zero_plugin", sharding_everything):
+            return observed_run(config, scenario)
     except Exception:  # noqa: BLE001  # the test that asks for this run fails with it; the other runs go on
         traceback.print_exc()
         return {"error": traceback.format_exc()}
 
 
 def observed_run(config: RunConfig, scenario: str) -> dict[str, Any]:
-    engine = build_engine(config)
+    engine = build.build_engine(config)
     log = RunLog(Path(config.run_dir), is_main=engine.is_main, rank=engine.rank)
-    run = train.set_up(config, engine, log, StopRequest(), fresh=False)
+    run = set_up(config, engine, log, StopRequest(), fresh=False)
     if scenario == "fp16_search":
         run.state.loss_scale = FAR_TOO_LARGE_A_SCALE
     result: dict[str, Any] = {
@@ -87,7 +93,7 @@ def observed_run(config: RunConfig, scenario: str) -> dict[str, Any]:
         overflow_once(run)
     try:
         with count_reductions(run, result["counts"]) if scenario == "counted" else nullcontext():
-            train.loop(run)
+            loop(run)
     except (UserError, CheckFailed) as refusal:
         result["refused"] = str(refusal)
     log.close()
@@ -112,6 +118,13 @@ def buffers(run: Run) -> dict[str, Tensor]:
 
 def without_parameters(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
+
+
+def sharding_everything(launch: Launch, micro_batch_size: int) -> DeepSpeedPlugin:
+    """ZeRO-3 keeps parameters of fewer than 100,000 elements whole, and our models have no others."""
+    plugin = zero_plugin(launch, micro_batch_size)
+    plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return plugin
 
 
 def forget_last_engine() -> None:
