@@ -26,6 +26,7 @@ def evaluate(engine: Engine, task: Task, split: str, config: RunConfig) -> Evalu
 
     Recall and rank correlations are not averages over batches, so predictions are joined first and scored once.
     """
+    engine.share_buffers()
     bare = engine.bare_model()
     bare.eval()
     kept: dict[str, list[Tensor]] = {}

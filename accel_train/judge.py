@@ -19,7 +19,9 @@ def evaluate_and_judge(run: Run) -> dict[str, float]:
     if state.step == 0:
         state.first_scores = scores
     elif name in state.first_scores and scores[name] < state.first_scores[name]:
-        run.log.warn(f"{name} is {scores[name]:.4f}, below the {state.first_scores[name]:.4f} before the first step.")
+        run.log.say(
+            f"warning: {name} is {scores[name]:.4f}, below the {state.first_scores[name]:.4f} before the first step."
+        )
     early = config.evaluation.early_stopping
     if state.score_to_beat is None or scores[name] > state.score_to_beat + (early.min_delta if early else 0.0):
         state.score_to_beat = scores[name]

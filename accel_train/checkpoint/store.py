@@ -42,6 +42,7 @@ class Checkpoints:
         if self.engine.gather_objects(final.exists())[0]:
             return final
         aside = self.root / f".{final.name}.partial"
+        self.engine.share_buffers()  # only rank 0's are written, so all must go on with them
         self._together("write the log", self.log.sync)
         self._together("make the folder", self._make_aside, aside)
         written = self._together("write its part", self._write, aside)

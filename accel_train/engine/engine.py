@@ -192,6 +192,12 @@ class Engine(ABC):
                 raise failure or type(other)(f"on rank {rank}: {other}")
         return result
 
+    def share_buffers(self) -> None:
+        """Gives every rank rank 0's buffers: BatchNorm's running statistics, where each rank trains on its own batches."""
+        if self._is_distributed:
+            for buffer in self.bare_model().buffers():
+                dist.broadcast(buffer, src=0)
+
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: column.to(self.device, non_blocking=True) for name, column in batch.items()}
 

@@ -77,6 +77,8 @@ class DataParallel(TorchOptimizerEngine):
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
         self.model = self.accelerator.prepare_model(model)
         self.optimizer = optimizer
+        if isinstance(self.model, DistributedDataParallel):
+            _settle_buckets(self.model)
 
     def _check_active(self) -> None:
         if self._is_distributed and not isinstance(self.model, DistributedDataParallel):
@@ -87,6 +89,18 @@ class DataParallel(TorchOptimizerEngine):
     def set_sync(self, last: bool) -> None:
         if isinstance(self.model, DistributedDataParallel):
             self.model.require_backward_grad_sync = last
+
+
+def _settle_buckets(model: DistributedDataParallel) -> None:
+    """Lets DDP lay out its gradients for reduction now, with an empty backward pass.
+
+    It lays them out once, after the first backward pass. The place of a gradient decides in which order three or more ranks
+    are summed, so the first step of every start would round differently, and a resume would not be bitwise the same.
+    """
+    model.reducer.prepare_for_backward([])
+    torch.stack([(p * 0).sum() for p in model.parameters() if p.requires_grad]).sum().backward()
+    model.reducer._rebuild_buckets()
+    model.zero_grad()
 
 
 def _local(tensor: Tensor) -> Tensor:

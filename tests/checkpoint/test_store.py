@@ -97,6 +97,9 @@ class StandInEngine:
     def bare_model(self) -> nn.Module:
         return self.module
 
+    def share_buffers(self) -> None:
+        pass
+
     def optimizer_steps(self) -> int:
         return 41
 

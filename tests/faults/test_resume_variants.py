@@ -37,6 +37,7 @@ def assert_a_kill_changes_nothing(make: Callable[[str], Any], ranks: int) -> Non
         pytest.param(2, ["engine=zero2", "zero.offload_optimizer=true"], id="zero2 with offload"),
         pytest.param(2, ["engine=zero3", "zero.offload_optimizer=true"], id="zero3 with offload"),
         pytest.param(2, ["engine=zero1", *SGD], id="zero1 with sgd"),
+        pytest.param(3, ["engine=ddp", "data.global_batch_size=6"], id="ddp on three ranks"),
         pytest.param(3, ["engine=fsdp2", "data.global_batch_size=6"], id="fsdp2 on three ranks"),
     ],
 )
@@ -44,7 +45,8 @@ def test_killed_once(experiment: Callable[..., Any], ranks: int, overrides: list
     assert_a_kill_changes_nothing(lambda name: experiment(*overrides, "num_epochs=2", name=name), ranks)
 
 
-def test_batch_norm_that_trains_keeps_its_statistics(experiment: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_batch_norm_that_trains_keeps_its_statistics(experiment: Callable[..., Any], ranks: int) -> None:
     def make(name: str) -> Any:
         run = experiment("num_epochs=2", name=name)
         bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -59,4 +61,4 @@ def test_batch_norm_that_trains_keeps_its_statistics(experiment: Callable[..., A
         run.config["optimizer"]["towers"] = [{"name": "all", "lr": 1e-3, "layers": [".*"]}]
         return run
 
-    assert_a_kill_changes_nothing(make, ranks=1)
+    assert_a_kill_changes_nothing(make, ranks)
