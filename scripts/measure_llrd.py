@@ -1,6 +1,6 @@
 """Does layer-wise learning-rate decay help on the sample? Trains both small configurations with and without it.
 
-    python scripts/measure_llrd.py runs/llrd docs/results_llrd.json
+    python scripts/measure_llrd.py runs/llrd docs/llrd.json
 
 Both variants get the same budget: each learning rate of LR_FACTORS with seed 0, then seeds 1 and 2 at the best one. A
 finished run is not repeated, so the script can be stopped and started again.
