@@ -51,18 +51,19 @@ def observed(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Observed
     """observed(engine, world_size, "SCENARIO@K"). The first call for an engine runs all its scenarios, in one launch."""
 
     @cache
-    def launch(name: str, world_size: int) -> Path:
+    def launch(name: str, world_size: int) -> tuple[Path, list[str]]:
+        """Where the results lie, and the last words of ranks that failed."""
         out = tmp_path_factory.mktemp(f"{name}_{world_size}")
         ranks = run_ranks(
             world_size, "-m", "tests.distributed.worker", str(out), dataset, *runs_of_launch(name, world_size)
         )
-        failures = [rank.output[-4000:] for rank in ranks if rank.exit_code != 0]
-        assert not failures, "\n".join(failures)
-        return out
+        return out, [f"exit code {rank.exit_code}\n{rank.output[-4000:]}" for rank in ranks if rank.exit_code != 0]
 
     @cache
     def observe(engine: str, world_size: int, run: str) -> Observation:
-        folder = launch(engine.partition("_")[0], world_size) / engine / run
+        out, failures = launch(engine.partition("_")[0], world_size)
+        assert not failures, "\n".join(failures)
+        folder = out / engine / run
         found = torch.load(folder.with_name(f"{run}.pt"))
         assert "error" not in found, found["error"]
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

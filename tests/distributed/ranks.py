@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ OF_A_LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One rank's end. `output` is its standard output and error together."""
+    """One rank's end. `output` is its standard output and error together. A rank that ran out of time was killed: -9."""
 
     exit_code: int
     output: str
@@ -52,16 +54,20 @@ def run_ranks(world_size: int, *arguments: str, timeout: float = 240, **environm
                         stderr=subprocess.STDOUT,
                     )
                 )
-        try:
-            codes = [process.wait(timeout) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-            outputs = [file.read_text(encoding="utf-8", errors="replace") for file in files]
-            if any(process.returncode for process in processes):  # pytest shows this where the test fails
-                print("\n".join(f"--- rank {rank}\n{output[-3000:]}" for rank, output in enumerate(outputs)))
-    return [Finished(code, output) for code, output in zip(codes, outputs, strict=True)]
+        end = time.monotonic() + timeout
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, end - time.monotonic()))
+        for process in processes:
+            process.kill()
+            process.wait()
+        finished = [
+            Finished(process.returncode, file.read_text(encoding="utf-8", errors="replace"))
+            for process, file in zip(processes, files, strict=True)
+        ]
+    if any(rank.exit_code for rank in finished):  # pytest shows this where the test fails
+        print("\n".join(f"--- rank {number}\n{rank.output[-3000:]}" for number, rank in enumerate(finished)))
+    return finished
 
 
 def _free_port() -> int:

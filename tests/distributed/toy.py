@@ -3,12 +3,10 @@
 `python -m tests.distributed.toy train CONFIG` is `accel-train` with this task known to it.
 """
 
-import sys
-
 import torch
 from torch import Tensor, nn
 
-from accel_train.cli import main
+from accel_train.cli import run
 from accel_train.tasks.build import TASKS
 from accel_train.tasks.task import Batch, Task
 
@@ -85,4 +83,4 @@ class TokenTask(Task):
 TASKS[NAME] = TokenTask
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import torch
@@ -45,7 +45,7 @@ REDUCE_SCATTER = ("reduce_scatter_single", "reduce_scatter_tensor")
 """What FSDP2 calls since torch 2.13, and before."""
 
 
-def main() -> None:
+def main() -> NoReturn:
     out, dataset, *runs = sys.argv[1:]
     gc.freeze()  # DeepSpeed collects garbage for each engine; what was imported is none
     for name in runs:
@@ -53,7 +53,10 @@ def main() -> None:
         if int(os.environ.get("RANK", 0)) == 0:
             torch.save(result, Path(out) / f"{name}.pt")
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may abort Python's own ending; accel_train.cli.run leaves in the same way
 
 
 def one_run(out: Path, dataset: str, name: str) -> dict[str, Any]:
