@@ -52,8 +52,8 @@ def evaluate(engine: Engine, task: Task, split: str, config: RunConfig) -> Evalu
 
 
 def _keep(engine: Engine, found: dict[str, Tensor], kept: dict[str, list[Tensor]]) -> None:
-    """Joins the ranks' rows and drops the ones that only fill up a rank's last batches."""
-    counts = [row[0] for row in engine.exchange([len(found["row"])])]
+    """Joins the ranks' rows, equally many on each, and drops the ones that only fill up a rank's last batches."""
+    counts = [len(found["row"])] * engine.world_size
     real = engine.gather_rows(found.pop("row"), counts) >= 0
     for name, column in found.items():
         joined = engine.gather_rows(column, counts)

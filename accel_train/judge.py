@@ -1,10 +1,8 @@
 """Scores during training: the best checkpoint, early stopping, and a word when a fine-tune gets worse."""
 
-from accel_train.checkpoint.state import TrainState
-from accel_train.config.schema import RunConfig
 from accel_train.evaluate import evaluate
 from accel_train.progress import score_table
-from accel_train.run import Run
+from accel_train.run import Run, ran_out_of_patience
 
 
 def evaluate_and_judge(run: Run) -> dict[str, float]:
@@ -30,16 +28,8 @@ def evaluate_and_judge(run: Run) -> dict[str, float]:
         state.evaluations_without_gain += 1
     if state.best_score is None or scores[name] > state.best_score:
         state.best_score, state.best_step = scores[name], state.step
-    if ran_out_of_patience(config, state):
-        assert early is not None
-        state.stopped_early = True
+    if early and ran_out_of_patience(config, state):
         run.log.say(
             f"stopping early: {name} has not risen by more than {early.min_delta} in {early.patience} evaluations."
         )
     return scores
-
-
-def ran_out_of_patience(config: RunConfig, state: TrainState) -> bool:
-    """Whether early stopping, as it is configured now, ends the run here."""
-    early = config.evaluation.early_stopping
-    return early is not None and state.evaluations_without_gain >= early.patience

@@ -36,4 +36,10 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return self.state.step >= self.total_steps or self.state.stopped_early
+        return self.state.step >= self.total_steps or ran_out_of_patience(self.config, self.state)
+
+
+def ran_out_of_patience(config: RunConfig, state: TrainState) -> bool:
+    """Whether early stopping, as it is configured now, ends the run here."""
+    early = config.evaluation.early_stopping
+    return early is not None and state.evaluations_without_gain >= early.patience

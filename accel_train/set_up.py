@@ -13,7 +13,6 @@ from accel_train.data.dataset import Dataset
 from accel_train.data.order import Order
 from accel_train.engine.engine import Engine
 from accel_train.errors import UserError
-from accel_train.judge import ran_out_of_patience
 from accel_train.models.blocks import checkpoint_activations, compile_blocks, repeated_blocks
 from accel_train.models.dropout import install_per_sample_dropout
 from accel_train.models.pretrained import quiet_transformers
@@ -78,7 +77,6 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
     run = Run(config, engine, parts.task, parts.plan, parts.order, parts.dataset, log, checkpoints, total_steps, stop)
     if resumed:
         run.state = checkpoints.load(*resumed)
-        run.state.stopped_early = ran_out_of_patience(config, run.state)
         log.say(f"resuming from {resumed[0]} at step {run.state.step} of {total_steps}")
     saved_precision = resumed[1]["about"]["config"]["precision"] if resumed else None
     if config.precision != saved_precision:

@@ -48,7 +48,7 @@ def loop(run: Run) -> dict[str, float]:
     config, engine, state = run.config, run.engine, run.state
     scores: dict[str, float] = {}
     if run.is_finished:
-        why = "stopped early" if state.stopped_early else "is complete"
+        why = "is complete" if state.step >= run.total_steps else "stopped early"
         run.log.say(f"{config.run_dir} {why}: {state.step} of {run.total_steps} steps. Nothing to do.")
         return scores
     if state.step == 0 and config.evaluation.at_start and config.data.valid_split is not None:

@@ -23,4 +23,3 @@ class TrainState:
     evaluations_without_gain: int = 0
     score_to_beat: float | None = None
     """What early stopping compares with: the last score that rose by more than min_delta."""
-    stopped_early: bool = False

@@ -53,7 +53,7 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
         cpu=None if on_cuda or plugin else True,
         mixed_precision="no",
         deepspeed_plugin=plugin,
-        log_with=None if for_evaluation else _trackers(config.log.trackers) or None,
+        log_with=None if for_evaluation else _known_trackers(config.log.trackers) or None,
         project_dir=config.run_dir,
         kwargs_handlers=handlers,
     )
@@ -61,8 +61,9 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
     return engine_class(launch, accelerator)
 
 
-def _trackers(names: list[str]) -> list[str]:
-    from accelerate.tracking import filter_trackers, get_available_trackers
+def _known_trackers(names: list[str]) -> list[str]:
+    """The names, if Accelerate can start all of them; it would leave out the others with a line in its log."""
+    from accelerate.tracking import get_available_trackers
 
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in names:
@@ -71,7 +72,7 @@ def _trackers(names: list[str]) -> list[str]:
                 f"log.trackers: {name!r} is not installed or not known; installed here: {sorted(available) or 'none'}. "
                 "Install it (pip install accel_train[tensorboard], pip install wandb, ...) or take it out."
             )
-    return filter_trackers(names, ".") if names else []
+    return names
 
 
 def _set_threads(config: RunConfig, launch: Launch) -> None:

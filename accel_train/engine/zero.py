@@ -39,7 +39,6 @@ def zero_plugin(launch: Launch, micro_batch_size: int) -> DeepSpeedPlugin:
     sharding: dict[str, Any] = {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET}
     if stage == 3:
         sharding |= {"stage3_max_live_parameters": ZERO3_LIVE, "stage3_max_reuse_distance": ZERO3_LIVE}
-    if stage == 3:
         sharding["memory_efficient_linear"] = False  # ours is: zero_linear.py
     if launch.offload_optimizer:
         sharding["offload_optimizer"] = {"device": "cpu"}
