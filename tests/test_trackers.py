@@ -1,13 +1,12 @@
 """Trackers are chosen by one key, get what metrics.jsonl gets, and an unknown one stops the run before it starts."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.short_runs import ROOT, metrics, train
+
+CONFIG = ROOT / "configs" / "small" / "dual_encoder_one_lr.yaml"
 SHORT = [
     "num_epochs=null",
     "max_steps=2",
@@ -21,24 +20,12 @@ SHORT = [
 ]
 
 
-def run(run_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "accel_train",
-        "train",
-        "configs/small/dual_encoder_one_lr.yaml",
-        f"run_dir={run_dir}",
-    ]
-    return subprocess.run([*command, *SHORT, *overrides], cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_tensorboard_gets_what_the_metrics_file_gets(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = run(tmp_path / "run", "log.trackers=[tensorboard]")
+    done = train(CONFIG, tmp_path / "run", *SHORT, "log.trackers=[tensorboard]")
     assert done.returncode == 0, done.stdout + done.stderr
     files = list((tmp_path / "run").rglob("events.out.tfevents.*"))
     (events,) = (
@@ -46,14 +33,13 @@ def test_tensorboard_gets_what_the_metrics_file_gets(tmp_path: Path) -> None:
         for folder in {file.parent for file in files}
         if "train/loss" in (found := EventAccumulator(str(folder)).Reload()).Tags()["scalars"]
     )
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for name in ("loss", "grad_norm", "lr/image", "temperature"):
-        wanted = [row[name] for row in rows if row["split"] == "train"]
+        wanted = [row[name] for row in metrics(tmp_path / "run", "train")]
         assert [event.value for event in events.Scalars(f"train/{name}")] == pytest.approx(wanted)
 
 
 def test_unknown_tracker_stops_the_run(tmp_path: Path) -> None:
-    done = run(tmp_path / "run", "log.trackers=[tensorbord]")
+    done = train(CONFIG, tmp_path / "run", *SHORT, "log.trackers=[tensorbord]")
     assert done.returncode == 2
     assert "log.trackers: 'tensorbord' is not installed or not known" in done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,13 +1,11 @@
 """Short runs of the program itself: every shipped small configuration trains, and what a run keeps and refuses."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.short_runs import ROOT, metrics, train
+
 SMALL = [ROOT / "configs" / "quickstart.yaml", *sorted((ROOT / "configs" / "small").glob("*.yaml"))]
 SHORT = ["num_epochs=null", "data.num_workers=0", "data.global_batch_size=8", "data.micro_batch_size=4"]
 NO_EVALUATION = ["evaluation.at_start=false", "evaluation.evaluate_every=null"]
@@ -15,19 +13,9 @@ NO_EVALUATION = ["evaluation.at_start=false", "evaluation.evaluate_every=null"]
 pytestmark = pytest.mark.slow
 
 
-def train(config: Path, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accel_train", "train", str(config), f"run_dir={run_dir}", *SHORT, *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def metrics(run_dir: Path, split: str) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["split"] == split]
-
-
 @pytest.mark.parametrize("config", SMALL, ids=lambda path: path.stem)
 def test_every_small_configuration_trains(config: Path, tmp_path: Path) -> None:
-    done = train(config, tmp_path / "run", "max_steps=6", "log.log_every=1 step", *NO_EVALUATION)
+    done = train(config, tmp_path / "run", *SHORT, "max_steps=6", "log.log_every=1 step", *NO_EVALUATION)
     assert done.returncode == 0, done.stdout + done.stderr
     losses = [row["loss"] for row in metrics(tmp_path / "run", "train")]
     assert len(losses) == 6
@@ -45,7 +33,7 @@ def test_the_best_step_is_kept_though_no_save_is_due(tmp_path: Path) -> None:
         "checkpoint.save_every=4 steps",
         "checkpoint.keep_last=1",
     ]
-    done = train(SMALL[0], run_dir, *settings, "evaluation.at_start=false")
+    done = train(SMALL[0], run_dir, *SHORT, *settings, "evaluation.at_start=false")
     assert done.returncode == 0, done.stdout + done.stderr
     scores = {int(row["step"]): row["text_to_image_mean_recall"] for row in metrics(run_dir, "valid")}
     best = max(scores, key=lambda step: (scores[step], -step))
@@ -56,15 +44,15 @@ def test_the_best_step_is_kept_though_no_save_is_due(tmp_path: Path) -> None:
 def test_going_on_in_fp16_starts_with_a_loss_scale(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     settings = ["log.log_every=1 step", *NO_EVALUATION]
-    assert train(SMALL[0], run_dir, "max_steps=1", *settings).returncode == 0
-    done = train(SMALL[0], run_dir, "max_steps=2", "precision=fp16", *settings)
+    assert train(SMALL[0], run_dir, *SHORT, "max_steps=1", *settings).returncode == 0
+    done = train(SMALL[0], run_dir, *SHORT, "max_steps=2", "precision=fp16", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "precision was 'fp32', is 'fp16'" in done.stdout
     assert metrics(run_dir, "train")[-1]["loss_scale"] > 1000
 
 
 def test_a_split_that_is_not_there_stops_the_run_before_its_first_step(tmp_path: Path) -> None:
-    done = train(SMALL[0], tmp_path / "run", "max_steps=2", "data.valid_split=val", "evaluation.at_start=false")
+    done = train(SMALL[0], tmp_path / "run", *SHORT, "max_steps=2", "data.valid_split=val", "evaluation.at_start=false")
     assert done.returncode == 2
     assert "no split 'val'; it has train, valid" in done.stderr
     assert "step 1" not in done.stdout
@@ -74,7 +62,7 @@ def test_a_folder_with_metrics_is_not_fresh(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0}\n', encoding="utf-8")
-    done = train(SMALL[0], run_dir, "max_steps=2", "--fresh")
+    done = train(SMALL[0], run_dir, *SHORT, "max_steps=2", "--fresh")
     assert done.returncode == 2
     assert "holds a run and --fresh was given" in done.stderr
     assert len(metrics(run_dir, "train")) == 1

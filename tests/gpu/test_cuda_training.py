@@ -1,14 +1,12 @@
 """What only a CUDA device can show: every engine and precision over NCCL, against the same run on the CPU."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.short_runs import ROOT, metrics, train
+
+CONFIG = ROOT / "configs" / "small" / "dual_encoder_one_lr.yaml"
 STEPS = 4
 SETTINGS = [
     "num_epochs=null",
@@ -28,24 +26,13 @@ NO_DROPOUT = ["model.text.config.hidden_dropout_prob=0.0", "model.text.config.at
 
 def losses(run_dir: Path, *overrides: str, visible: str | None = None) -> list[float]:
     """The loss at every step of a short run in a process of its own."""
-    environment = os.environ | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
     if any(word.startswith("engine=zero") for word in overrides):
         pytest.importorskip("deepspeed")
     settings = {word.partition("=")[0]: word for word in [*SETTINGS, *overrides]}
-    command = [
-        sys.executable,
-        "-m",
-        "accel_train",
-        "train",
-        "configs/small/dual_encoder_one_lr.yaml",
-        f"run_dir={run_dir}",
-    ]
-    done = subprocess.run(
-        [*command, *settings.values()], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    done = train(CONFIG, run_dir, *settings.values(), environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if row["split"] == "train"]
+    return [row["loss"] for row in metrics(run_dir, "train")]
 
 
 @pytest.fixture(scope="module")
