@@ -26,6 +26,7 @@ STOREYS = [
     {"set_up"},
     {"train"},
     {"tools"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,57 @@
+"""What the commands' arguments have in common."""
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from accel_train.errors import UserError
+
+if TYPE_CHECKING:
+    from accel_train.config.schema import RunConfig
+
+OVERRIDES_HELP = "changes to the configuration, such as data.micro_batch_size=16 or optimizer.towers.text.lr=1e-5"
+CHECKPOINT_HELP = "best, latest, or the step of a checkpoint (default: best)"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}\n{self.format_usage()}`{self.prog} --help` explains the arguments.")
+
+
+def make_parser(command: Callable[[list[str]], None], example: str) -> Parser:
+    """A parser whose help is the command's docstring and an example."""
+    return Parser(
+        prog=f"accel-train {command.__name__.strip('_')}",
+        description=inspect.getdoc(command),
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_config(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="configuration file (YAML)")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help=OVERRIDES_HELP)
+
+
+def load(arguments: argparse.Namespace) -> "RunConfig":
+    from accel_train.config.load import load_config
+
+    return load_config(arguments.config, arguments.overrides)
+
+
+def positive(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number above 0")
+    return int(text)
+
+
+def checkpoint_name(text: str) -> str:
+    """The name of a checkpoint, as its folder has it."""
+    if text in ("best", "latest") or re.fullmatch(r"step_\d{8,}", text, re.ASCII):
+        return text
+    if text.isascii() and text.isdecimal():
+        return f"step_{int(text):08d}"
+    raise argparse.ArgumentTypeError(f"found {text!r}; it must be best, latest, or a step")

@@ -1,0 +1,41 @@
+"""`train` and what shows a run beforehand."""
+
+from accel_train.commands.arguments import add_config, load, make_parser, positive
+
+
+def train(argv: list[str]) -> None:
+    """Trains. Goes on by itself from the newest valid checkpoint in run_dir.
+
+    Exit codes: 0 done, 1 training can't go on, 2 bad configuration or data, 75 stopped by a signal with a checkpoint
+    written (start it again).
+    """
+    parser = make_parser(train, "accel-train train configs/quickstart.yaml max_steps=20 num_epochs=null")
+    add_config(parser)
+    parser.add_argument("--fresh", action="store_true", help="start anew; refuses a run_dir that holds a run")
+    arguments = parser.parse_intermixed_args(argv)
+    config = load(arguments)
+
+    from accel_train.train import train as run
+
+    run(config, fresh=arguments.fresh)
+
+
+def plan(argv: list[str]) -> None:
+    """Shows what `train` would do, without reading weights or data beyond their sizes.
+
+    Prints every parameter group with its learning rate, weight decay and clipping, the number of steps, and the memory
+    of each rank by part.
+    """
+    parser = make_parser(
+        plan, "accel-train plan configs/chinese_clip_muge.yaml engine=zero2 --ranks 8 --picture lr.png"
+    )
+    add_config(parser)
+    parser.add_argument("--ranks", type=positive, metavar="N", help="plan for so many ranks (default: as launched)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--picture", metavar="PNG", help="draw the learning rate of every group over the run")
+    arguments = parser.parse_intermixed_args(argv)
+    config = load(arguments)
+
+    from accel_train.tools.plan import plan as run
+
+    run(config, as_json=arguments.json, picture=arguments.picture, world_size=arguments.ranks)
