@@ -13,7 +13,7 @@ def evaluate_and_judge(run: Run) -> dict[str, float]:
     run.log.metrics(state.step, config.data.valid_split, scores)
     run.engine.track({f"{config.data.valid_split}/{name}": value for name, value in scores.items()}, state.step)
     run.log.show(score_table(scores, f"{config.data.valid_split} at step {state.step}"))
-    name = config.evaluation.best_score
+    name = run.task.best_score
     if state.step == 0:
         state.first_scores = scores
     elif name in state.first_scores and scores[name] < state.first_scores[name]:

@@ -12,30 +12,31 @@ from accel_train.errors import UserError
 from accel_train.run_log import RunLog
 from accel_train.tasks.task import Task
 
-FIXED = (
-    "seed",
-    "task",
-    "model.",
-    "loss.",
-    "dropout",
-    "optimizer.name",
-    "data.global_batch_size",
-    "data.shuffle",
-    "data.last_batch",
-    "data.train_split",
-    "data.valid_split",
-    "data.tokenizer",
-    "evaluation.best_score",
-    "data.image_size",
-    "data.resize",
-    "data.image_mean",
-    "data.image_std",
-    "data.max_text_length",
-    "data.text_cleaning",
-    "data.augmentation.",
+MAY_CHANGE = (
+    "run_dir",
+    "engine",
+    "precision",
+    "max_steps",
+    "num_epochs",
+    "initialize_from",
+    "initialize_optimizer",
+    "data.path",
+    "data.micro_batch_size",
+    "data.num_workers",
+    "data.worker_start_method",
+    "data.prefetch_batches",
+    "data.max_unreadable_samples",
+    "optimizer.",
+    "schedule.",
+    "evaluation.",
+    "checkpoint.",
+    "log.",
+    "compute.",
+    "zero.",
 )
-"""Keys that decide which samples make up a step, what is computed from them and how it is judged. A run keeps them to its
-end."""
+"""Keys that may differ when a run goes on. All others decide which samples make up a step, what is computed from them and
+how it is judged: a run keeps them to its end."""
+FIXED = ("optimizer.name", "evaluation.best_score")
 
 
 def about_run(config: RunConfig, dataset_fingerprint: str) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def check_resumable(saved: dict[str, Any], config: RunConfig, dataset_fingerprin
             "so the order would change. Restore the dataset, or start a new run_dir with initialize_from."
         )
     changes = config_changes(saved["config"], config.model_dump(mode="json"))
-    forbidden = [change for change in changes if change[0].startswith(FIXED)]
+    forbidden = [change for change in changes if change[0].startswith(FIXED) or not change[0].startswith(MAY_CHANGE)]
     if forbidden:
         listed = "; ".join(f"{path} was {old!r}, is {new!r}" for path, old, new in forbidden)
         raise UserError(

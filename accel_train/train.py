@@ -82,7 +82,7 @@ def loop(run: Run) -> dict[str, float]:
     best = (
         ""
         if state.best_score is None
-        else f"; best {config.evaluation.best_score} {state.best_score:.4f} at step {state.best_step}"
+        else f"; best {run.task.best_score} {state.best_score:.4f} at step {state.best_step}"
     )
     run.log.say(f"done: {state.step} steps{best}; checkpoints in {run.checkpoints.root}")
     return scores

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from accel_train.config.schema import RunConfig
+from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.data.dataset import Dataset
 from accel_train.engine.launch import Launch
 from accel_train.engine.plain import DataParallel
@@ -82,8 +82,8 @@ class RowTask(PairTask):
 
 
 @pytest.fixture
-def config() -> RunConfig:
-    return RunConfig.model_validate(
+def config() -> ContrastiveConfig:
+    return ContrastiveConfig.model_validate(
         {
             "run_dir": "unused",
             "max_steps": 1,
@@ -148,7 +148,7 @@ class Steps:
 
 
 @pytest.fixture
-def steps(config: RunConfig) -> Iterator[Callable[[type[Task]], Steps]]:
+def steps(config: ContrastiveConfig) -> Iterator[Callable[[type[Task]], Steps]]:
     yield lambda task: Steps(task(config))
     AcceleratorState._reset_state(reset_partial_state=True)
 

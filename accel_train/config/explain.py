@@ -2,19 +2,15 @@
 
 import difflib
 import re
-from typing import Any, get_args
+from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from accel_train.config.key_names import Path, nearest_keys, section_at
-from accel_train.config.schema import INTERVAL, ClipModelSection, DualEncoderSection
+from accel_train.config.key_names import Path, nearest_keys, section_at, tags_at
+from accel_train.config.schema import INTERVAL, Section
 
 _SHOWN = 60
 """Characters of a value that a message shows."""
-
-_TAGS = tuple(
-    tag for kind in (ClipModelSection, DualEncoderSection) for tag in get_args(kind.model_fields["type"].annotation)
-)
 
 _RULES = {
     "int_type": "a whole number",
@@ -35,8 +31,8 @@ _RULES = {
 }
 
 
-def explain(errors: list[ErrorDetails], values: dict[str, Any]) -> list[str]:
-    """One line for each thing that is wrong. `values` is the mapping that was checked."""
+def explain(errors: list[ErrorDetails], values: dict[str, Any], root: type[Section]) -> list[str]:
+    """One line for each thing that is wrong. `values` is the mapping that was checked against `root`."""
     unknown: list[Path] = []
     missing: list[tuple[Path, str]] = []
     rules: dict[Path, list[str]] = {}
@@ -45,16 +41,16 @@ def explain(errors: list[ErrorDetails], values: dict[str, Any]) -> list[str]:
         if error["type"] == "extra_forbidden":
             unknown.append(path)
         elif error["type"] == "missing":
-            missing.append((path, section_at(path[:-1], values).model_fields[str(path[-1])].description or ""))
+            missing.append((path, section_at(path[:-1], values, root).model_fields[str(path[-1])].description or ""))
         elif error["type"] == "union_tag_not_found":
-            missing.append((path, f"One of {', '.join(_TAGS)}."))
+            missing.append((path, f"One of {', '.join(tags_at(path[:-1], values, root))}."))
         else:
-            rules.setdefault(path, []).append(_rule(error))
+            rules.setdefault(path, []).append(_rule(error, path, values, root))
     meant: set[str] = set()
     lines = []
     for path in unknown:
-        section = section_at(path[:-1], values)
-        near = nearest_keys(str(path[-1]), section, dotted(path[:-1], values))
+        section = section_at(path[:-1], values, root)
+        near = nearest_keys(str(path[-1]), section, dotted(path[:-1], values), root)
         meant.update(near)
         kind = f" with type {section_type}" if (section_type := value_at(path[:-1], values).get("type")) else ""
         hint = f"Nearest: {' or '.join(near)}." if near else f"Keys of this section: {', '.join(section.model_fields)}."
@@ -105,8 +101,8 @@ def _path(error: ErrorDetails, values: Any) -> Path:
     """pydantic's location as a path of the file: without the names of union members, and down to a union's tag."""
     path: list[str | int] = []
     for index, part in enumerate(error["loc"]):
-        if index == 1 and path == ["model"] and isinstance(values, dict) and part == values.get("type"):
-            continue  # the kind of model
+        if index and isinstance(values, dict) and part == values.get("type") and part not in values:
+            continue  # the tag of a union's member
         if _holds(values, part):
             values = values[part]
         elif error["type"] != "missing":
@@ -117,11 +113,11 @@ def _path(error: ErrorDetails, values: Any) -> Path:
     return tuple(path)
 
 
-def _rule(error: ErrorDetails) -> str:
+def _rule(error: ErrorDetails, path: Path, values: dict[str, Any], root: type[Section]) -> str:
     """What the value must be, to follow "it must be"."""
     kind, context = error["type"], error.get("ctx", {})
     if kind == "union_tag_invalid":
-        return _one_of(list(_TAGS), context["tag"])
+        return _one_of(tags_at(path[:-1], values, root), context["tag"])
     if kind == "literal_error":
         return _one_of(re.findall(r"'([^']*)'", context["expected"]), error["input"])
     if kind == "string_pattern_mismatch":

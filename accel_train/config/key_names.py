@@ -5,7 +5,7 @@ import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from accel_train.config.schema import RunConfig, Section
+from accel_train.config.schema import Section
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "accum_freq": ("micro_batch_size",),
@@ -63,9 +63,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
 Path = tuple[str | int, ...]
 
 
-def section_at(path: Path, values: Any) -> type[Section]:
-    """The section that stands at `path`. In a tagged union, `values` (the whole mapping as read) says which one."""
-    section: type[Section] = RunConfig
+def section_at(path: Path, values: Any, root: type[Section]) -> type[Section]:
+    """The section that stands at `path` below `root`. In a tagged union, `values` (the whole mapping as read) says which
+    one."""
+    section = root
     for part in path:
         values = values[part]
         if isinstance(part, str):  # a number is an item of the list named before it
@@ -91,8 +92,17 @@ def _is_tagged(section: type[Section], values: Any) -> bool:
     return isinstance(values, dict) and values.get("type") in get_args(tag.annotation)
 
 
-def all_keys(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted path of the configuration. List items appear as `*`."""
+def tags_at(path: Path, values: Any, root: type[Section]) -> list[str]:
+    """The values of `type` that the tagged union at `path` knows."""
+    *above, name = path
+    field = section_at(tuple(above), values, root).model_fields[str(name)]
+    return [
+        tag for section in sections_in(field.annotation) for tag in get_args(section.model_fields["type"].annotation)
+    ]
+
+
+def all_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Every dotted path below a section. List items appear as `*`."""
     for name, field in section.model_fields.items():
         yield prefix + name
         item = ".*" if get_origin(field.annotation) is list else ""
@@ -100,17 +110,17 @@ def all_keys(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[s
             yield from all_keys(inner, f"{prefix}{name}{item}.")
 
 
-def nearest_keys(key: str, section: type[Section], where: str) -> list[str]:
+def nearest_keys(key: str, section: type[Section], where: str, root: type[Section]) -> list[str]:
     """Paths of the keys that were probably meant: by another name or by spelling, in this section, else anywhere.
 
-    `where` is the path of the section. Several paths come back where the same key stands in several sections.
+    `where` is the path of the section below `root`. Several paths come back where the same key stands in several sections.
     """
     word = key.lower().replace("-", "_")
     own = list(section.model_fields)
     prefix = f"{where}." if where else ""
     aliases = ALIASES.get(word, ())
     # A key that stands in this place only with another `type` is not offered.
-    paths = [path for path in dict.fromkeys(all_keys()) if path.rpartition(".")[0] != where]
+    paths = [path for path in dict.fromkeys(all_keys(root)) if path.rpartition(".")[0] != where]
     for name in (word, *aliases):
         if name in own:
             return [prefix + name]

@@ -9,6 +9,7 @@ from accel_train.config.explain import explain
 from accel_train.config.overrides import apply_overrides
 from accel_train.config.rules import check_rules
 from accel_train.config.schema import RunConfig
+from accel_train.config.tasks import config_class
 from accel_train.config.yaml_text import read_yaml, write_yaml
 from accel_train.errors import UserError
 
@@ -25,9 +26,12 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     values = _read_mapping(Path(path))
     problems = apply_overrides(values, list(overrides))
     try:
-        config = RunConfig.model_validate(values)
+        root = config_class(values)
+        config = root.model_validate(values)
     except ValidationError as error:
-        problems += explain(error.errors(include_url=False), values)
+        problems += explain(error.errors(include_url=False), values, root)
+    except ValueError as error:
+        problems.append(str(error))
     else:
         problems += check_rules(config)
     if problems:

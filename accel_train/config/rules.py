@@ -8,16 +8,13 @@ import re
 from collections.abc import Iterator
 
 from accel_train.config.schema import (
-    Augmentation,
-    Backbone,
-    ClipModelSection,
     DataSection,
-    DualEncoderSection,
     EvaluationSection,
     OptimizerSection,
     RunConfig,
     ScheduleSection,
-    Section,
+    changed_keys,
+    exactly_one,
 )
 from accel_train.errors import UserError
 
@@ -26,59 +23,21 @@ def check_rules(config: RunConfig) -> list[str]:
     """One line for each contradiction, naming the keys, their values, and what to change."""
     return [
         *_length(config),
-        *_model(config.model),
         *_data(config.data),
-        *_augmentation(config.data.augmentation),
         *_optimizer(config.optimizer),
         *_schedule(config),
         *_evaluation(config.evaluation, config.data),
         *_engine(config),
+        *config.contradictions(),
     ]
 
 
-def _changed(section: Section, *keys: str) -> list[str]:
-    """The keys whose value is not their default."""
-    fields = type(section).model_fields
-    return [key for key in keys if getattr(section, key) != fields[key].default]
-
-
-def _exactly_one(where: str, section: Section, first: str, second: str) -> Iterator[str]:
-    given = [key for key in (first, second) if getattr(section, key) is not None]
-    if len(given) == 2:
-        values = f"{first} is {getattr(section, first)!r} and {second} is {getattr(section, second)!r}"
-        yield f"{where}{first}: {values}; give exactly one of them and set the other to null."
-    elif not given:
-        yield f"{where}{first}: neither {first} nor {second} is given; give exactly one of them."
-
-
 def _length(config: RunConfig) -> Iterator[str]:
-    yield from _exactly_one("", config, "max_steps", "num_epochs")
+    yield from exactly_one("", config, "max_steps", "num_epochs")
     if not config.run_dir.strip():
         yield f"run_dir: found {config.run_dir!r}; it must name a folder."
-    if config.task != "contrastive" and not re.fullmatch(r"[\w.]+:\w+", config.task):
-        yield f"task: found {config.task!r}; it must be contrastive, or a class as package.module:Class."
-
-
-def _model(model: ClipModelSection | DualEncoderSection) -> Iterator[str]:
-    if isinstance(model, ClipModelSection):
-        yield from _weights("model.", model, "size")
-    else:
-        yield from _weights("model.image.", model.image, "architecture")
-        yield from _weights("model.text.", model.text, "architecture")
-    if model.temperature and model.max_logit_scale and 1 / model.temperature > model.max_logit_scale * (1 + 1e-6):
-        yield (
-            f"model.temperature: {model.temperature:g} starts logit_scale at {1 / model.temperature:g}, above "
-            f"model.max_logit_scale ({model.max_logit_scale:g}). Raise one of the two."
-        )
-
-
-def _weights(where: str, section: ClipModelSection | Backbone, from_scratch: str) -> Iterator[str]:
-    yield from _exactly_one(where, section, "pretrained", from_scratch)
-    if section.config and section.pretrained is not None:
-        yield (
-            f"{where}config: {section.config!r} would be ignored beside {where}pretrained ({section.pretrained!r}), "
-            f"whose folder holds its own. Take it out, or use {from_scratch}."
-        )
+    if config.initialize_optimizer and config.initialize_from is None:
+        yield "initialize_optimizer: true would be ignored, since initialize_from is null. Name a run or a checkpoint there."
 
 
 def _data(data: DataSection) -> Iterator[str]:
@@ -87,25 +46,14 @@ def _data(data: DataSection) -> Iterator[str]:
             f"data.micro_batch_size: {data.micro_batch_size} is more than data.global_batch_size "
             f"({data.global_batch_size}); a micro-batch is a part of the global batch. Set it to at most that."
         )
-    for key in ("path", "train_split", "tokenizer"):
+    for key in ("path", "train_split"):
         if not getattr(data, key).strip():
             yield f"data.{key}: found {getattr(data, key)!r}; it must not be empty."
 
 
-def _augmentation(augmentation: Augmentation) -> Iterator[str]:
-    where = "data.augmentation."
-    scale, aspect = augmentation.crop_scale, augmentation.crop_aspect
-    if scale is not None and not 0 < scale[0] <= scale[1]:
-        yield f"{where}crop_scale: found {scale}; it must be [smallest, largest] with 0 < smallest <= largest <= 1."
-    if aspect[0] > aspect[1]:
-        yield f"{where}crop_aspect: found {aspect}; it must be [smallest, largest]."
-    if scale is None and _changed(augmentation, "crop_aspect"):
-        yield f"{where}crop_aspect: {aspect} would be ignored, since {where}crop_scale is null and nothing is cropped."
-
-
 def _optimizer(optimizer: OptimizerSection) -> Iterator[str]:
     unused = {"adamw": ["momentum"], "adam": ["momentum"], "lion": ["momentum", "eps"], "sgd": ["betas", "eps"]}
-    for key in _changed(optimizer, *unused[optimizer.name]):
+    for key in changed_keys(optimizer, *unused[optimizer.name]):
         value = getattr(optimizer, key)
         yield f"optimizer.{key}: {value} would be ignored, since optimizer.name is {optimizer.name}. Take it out."
     names = [tower.name for tower in optimizer.towers]
@@ -163,7 +111,7 @@ def _only_with(schedule: ScheduleSection, name: str, keys: list[str]) -> Iterato
 
 def _evaluation(evaluation: EvaluationSection, data: DataSection) -> Iterator[str]:
     if data.valid_split is None:
-        for key in _changed(evaluation, "evaluate_every", "batch_size", "best_score", "early_stopping"):
+        for key in changed_keys(evaluation, "evaluate_every", "batch_size", "best_score", "early_stopping"):
             value = getattr(evaluation, key)
             yield f"evaluation.{key}: {value!r} would be ignored, since data.valid_split is null. Name a split there."
     elif evaluation.early_stopping is not None and evaluation.evaluate_every is None:

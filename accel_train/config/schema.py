@@ -1,10 +1,11 @@
-"""Every configuration key, its type, its range and its meaning. The JSON schema for editors is made from this file.
+"""Configuration keys that every task has: type, range and meaning. Each task adds its own in a file beside this one.
 
-All sections refuse unknown keys. Rules that join several keys stand in `rules.py`.
+All sections refuse unknown keys. Rules that join several of these keys stand in `rules.py`.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,91 +32,12 @@ def interval_in_steps(interval: str, steps_per_epoch: int) -> int:
     return int(found[1]) * (steps_per_epoch if found[2] == "epoch" else 1)
 
 
-class Backbone(Section):
-    """One tower of a dual encoder: any vision or BERT-like text model of transformers."""
-
-    pretrained: str | None = None
-    """A Hugging Face folder with weights. Exactly one of `pretrained` and `architecture`."""
-    architecture: str | None = None
-    """A transformers model type (vit, convnext, resnet, dinov2, bert) with random weights."""
-    config: dict[str, Any] = {}
-    """Values of the architecture's own configuration, for example `num_hidden_layers: 2`. Only with `architecture`."""
-
-
-class ModelSection(Section):
-    attention: Literal["sdpa", "flash_attention_2", "eager"] | None = None
-    """Attention implementation. Left out: the model's own default (sdpa where it has one)."""
-    batch_norm: Literal["refuse", "frozen", "local"] = "refuse"
-    """What to do with BatchNorm layers that would train. Their batch statistics depend on how a batch is split, so the
-    default refuses them. `frozen` keeps the running statistics in eval mode; `local` trains on statistics of each
-    micro-batch and gives up split invariance."""
-    temperature: Annotated[float, Field(gt=0)] | None = None
-    """Temperature at the start; logit_scale is the log of its inverse. Left out: what the weights or model hold (0.07 for
-    random weights)."""
-    learn_temperature: bool = True
-    """False freezes logit_scale (and logit_bias) at the start value."""
-    max_logit_scale: Annotated[float, Field(gt=0)] | None = 100.0
-    """logit_scale is clamped to at most this where it is used; the gradient passes through. null: no clamp."""
-
-
-class ClipModelSection(ModelSection):
-    """A CLIP-like model of transformers, both towers in one checkpoint."""
-
-    type: Literal["chinese_clip", "clip", "siglip"]
-    pretrained: str | None = None
-    """A Hugging Face folder with weights. Exactly one of `pretrained` and `size`."""
-    size: str | None = None
-    """A named size with random weights, for example `vit_b_16`; `tiny` for tests."""
-    config: dict[str, Any] = {}
-    """Changes to the named size's configuration, for example `text_config: {vocab_size: 500}`. Only with `size`."""
-
-
-class DualEncoderSection(ModelSection):
-    """An image backbone and a text backbone with a projection head each."""
-
-    type: Literal["dual_encoder"]
-    image: Backbone
-    text: Backbone
-    projection_dim: Annotated[int, Field(ge=1)] = 512
-    """Width of image_features and text_features."""
-    text_pooling: Literal["attention", "pooler", "cls", "mean"] = "attention"
-    """How text tokens become one vector: learnt attention over the tokens, BERT's pooler, the first token, the mean."""
-
-
-class Augmentation(Section):
-    """Training-time augmentation; each draw is a function of (seed, epoch, sample)."""
-
-    crop_scale: list[Share] | None = Field(None, min_length=2, max_length=2)
-    """RandomResizedCrop: smallest and largest share of the image's area, for example [0.9, 1.0]. null: no crop."""
-    crop_aspect: list[Annotated[float, Field(gt=0)]] = Field([0.75, 4 / 3], min_length=2, max_length=2)
-    """Smallest and largest aspect ratio of a crop."""
-    horizontal_flip: Share = 0.0
-    """Probability of a left-right flip."""
-    mask_tokens: Share = 0.0
-    """Probability for each text token to be replaced by the tokenizer's mask token."""
-
-
 class DataSection(Section):
     path: str
     """A dataset folder written by `accel-train import`; `sample:emoji-zh` is the one inside this package."""
     train_split: str = "train"
     valid_split: str | None = "valid"
     """Split to evaluate on. null: no evaluation."""
-    tokenizer: str
-    """A folder with a tokenizer, or a WordPiece vocabulary file. `dataset:tokenizer` is the one `import` built."""
-    max_text_length: Annotated[int, Field(ge=4)] = 52
-    """Tokens a caption is cut or padded to, special tokens included."""
-    text_cleaning: Literal["none", "chinese_clip"] = "none"
-    """`chinese_clip` lower-cases captions and straightens curly double quotes before tokenising, as the original trainer
-    did for the published weights."""
-    image_size: Annotated[int, Field(ge=8)] = 224
-    """Height and width in pixels."""
-    resize: Literal["squash", "crop"] = "squash"
-    """`squash` scales both sides to image_size; `crop` scales the short side and takes the centre."""
-    image_mean: list[float] = Field([0.48145466, 0.4578275, 0.40821073], min_length=3, max_length=3)
-    image_std: list[Annotated[float, Field(gt=0)]] = Field(
-        [0.26862954, 0.26130258, 0.27577711], min_length=3, max_length=3
-    )
     global_batch_size: Annotated[int, Field(ge=1)]
     """Samples in one optimizer step, over all ranks and micro-batches."""
     micro_batch_size: Annotated[int, Field(ge=1)]
@@ -132,17 +54,6 @@ class DataSection(Section):
     max_unreadable_samples: Annotated[int, Field(ge=0)] = 0
     """How often a run may skip a sample because it can't be read; one that is met in two epochs counts twice. One more
     stops the run."""
-    augmentation: Augmentation = Augmentation()
-
-
-class LossSection(Section):
-    name: Literal["info_nce", "sigmoid"] = "info_nce"
-    positives: Literal["shared", "own"] = "shared"
-    """`shared`: rows with the same image or the same caption are positives of each other. `own`: each row has itself
-    alone as a positive (the plain form, as in CLIP)."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    chunk_size: Annotated[int, Field(ge=1)] = 1024
-    """Rows of the similarity matrix that are held at once."""
 
 
 class Tower(Section):
@@ -215,8 +126,9 @@ class EvaluationSection(Section):
     """Evaluate before the first step, so that a fine-tune that gets worse is noticed."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Samples in one forward pass on one rank. null: data.micro_batch_size."""
-    best_score: str = "mean_recall"
-    """The score that decides `checkpoints/best` and early stopping; higher is better."""
+    best_score: str | None = None
+    """The score that decides `checkpoints/best` and early stopping; higher is better. null: the first one that the task
+    gives, for example mean_recall."""
     early_stopping: EarlyStopping | None = None
 
 
@@ -248,13 +160,13 @@ class ZeroSection(Section):
 
 
 class RunConfig(Section):
-    """One experiment, complete in one file."""
+    """One experiment, complete in one file. A task's own configuration adds sections to this one."""
 
     run_dir: str
     """Folder for checkpoints, metrics and logs."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     task: str = "contrastive"
-    """What is trained: contrastive."""
+    """What is trained: a built-in task, or a class of your own as package.module:Class."""
     engine: EngineName | None = None
     """How it is spread over ranks. null: what `accelerate launch` says, else ddp."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -266,10 +178,11 @@ class RunConfig(Section):
     """Length in optimizer steps. Exactly one of `max_steps` and `num_epochs`."""
     num_epochs: Annotated[int, Field(ge=1)] | None = None
     initialize_from: str | None = None
-    """Start from the weights of another run, checkpoint or Hugging Face folder; step, data and optimizer start afresh."""
-    model: ClipModelSection | DualEncoderSection = Field(discriminator="type")
+    """Start from the weights of another run, a checkpoint, a Hugging Face folder or a checkpoint file; step and data start
+    afresh."""
+    initialize_optimizer: bool = False
+    """Take the optimizer's state from `initialize_from` too. false: it starts afresh."""
     data: DataSection
-    loss: LossSection = LossSection()
     optimizer: OptimizerSection
     schedule: ScheduleSection = ScheduleSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -277,3 +190,23 @@ class RunConfig(Section):
     log: LogSection = LogSection()
     compute: ComputeSection = ComputeSection()
     zero: ZeroSection = ZeroSection()
+
+    def contradictions(self) -> Iterator[str]:
+        """Rules that join keys of the task's own sections: a line for each one that is broken."""
+        yield from ()
+
+
+def changed_keys(section: Section, *keys: str) -> list[str]:
+    """The keys whose value is not their default."""
+    fields = type(section).model_fields
+    return [key for key in keys if getattr(section, key) != fields[key].default]
+
+
+def exactly_one(where: str, section: Section, first: str, second: str) -> Iterator[str]:
+    """A line if both keys are given, or neither. `where` is the section's path with a dot at its end."""
+    given = [key for key in (first, second) if getattr(section, key) is not None]
+    if len(given) == 2:
+        values = f"{first} is {getattr(section, first)!r} and {second} is {getattr(section, second)!r}"
+        yield f"{where}{first}: {values}; give exactly one of them and set the other to null."
+    elif not given:
+        yield f"{where}{first}: neither {first} nor {second} is given; give exactly one of them."

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from accel_train.config.schema import DataSection
+from accel_train.config.contrastive import PairData
 from accel_train.data.arrow_split import Split, dataset_folder, open_split
 from accel_train.data.dataset import UnreadableSample
 from accel_train.data.text import CaptionTokenizer, open_tokenizer
@@ -13,7 +13,7 @@ from accel_train.errors import UserError
 DATASET_TOKENIZER = "dataset:tokenizer"
 
 
-def tokenizer_path(data: DataSection) -> str:
+def tokenizer_path(data: PairData) -> str:
     """The folder or file that `data.tokenizer` names."""
     if data.tokenizer != DATASET_TOKENIZER:
         return data.tokenizer
@@ -26,7 +26,7 @@ def tokenizer_path(data: DataSection) -> str:
     return str(folder)
 
 
-def caption_tokenizer(data: DataSection) -> CaptionTokenizer:
+def caption_tokenizer(data: PairData) -> CaptionTokenizer:
     """The tokenizer of a run, checked against the augmentation it is asked for."""
     return open_tokenizer(
         tokenizer_path(data),
@@ -43,7 +43,7 @@ class PairDataset:
     the scalars image_key, text_key, sample_id.
     """
 
-    def __init__(self, data: DataSection, split: str, *, seed: int) -> None:
+    def __init__(self, data: PairData, split: str, *, seed: int) -> None:
         self.split: Split = open_split(data.path, split)
         self.fingerprint = f"pairs {self.split.fingerprint}"
         self._data = data
@@ -93,7 +93,7 @@ class PairDataset:
 class ImageDataset:
     """Every image of a split once, without augmentation. Columns: pixel_values as in PairDataset, sample_id."""
 
-    def __init__(self, data: DataSection, split: str) -> None:
+    def __init__(self, data: PairData, split: str) -> None:
         self.split: Split = open_split(data.path, split)
         self.fingerprint = f"images {self.split.fingerprint}"
         self._size = data.image_size
@@ -113,7 +113,7 @@ class ImageDataset:
 class TextDataset:
     """Every text of a split once. Columns: input_ids and attention_mask as in PairDataset, sample_id."""
 
-    def __init__(self, data: DataSection, split: str) -> None:
+    def __init__(self, data: PairData, split: str) -> None:
         self.split: Split = open_split(data.path, split)
         self.fingerprint = f"texts {self.split.fingerprint}"
         self._tokenizer = caption_tokenizer(data)

@@ -17,7 +17,7 @@ from transformers import (
     SiglipModel,
 )
 
-from accel_train.config.schema import ClipModelSection, RunConfig
+from accel_train.config.contrastive import ClipModelSection, ContrastiveConfig
 from accel_train.errors import UserError
 from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.overrides import make_config, merge
@@ -66,7 +66,7 @@ FAMILIES: dict[str, tuple[Any, Any, Any]] = {
 """For each model.type: our class, the plain class of transformers, its configuration."""
 
 
-def build_clip(config: RunConfig, section: ClipModelSection) -> ContrastiveModel:
+def build_clip(config: ContrastiveConfig, section: ClipModelSection) -> ContrastiveModel:
     """A CLIP-like model from a folder or a named size; on the meta device without values."""
     ours, _, _ = FAMILIES[section.type]
     options: dict[str, Any] = {"attn_implementation": section.attention} if section.attention else {}
@@ -86,7 +86,7 @@ def build_clip(config: RunConfig, section: ClipModelSection) -> ContrastiveModel
     return model
 
 
-def _named_size(config: RunConfig, section: ClipModelSection) -> PretrainedConfig:
+def _named_size(config: ContrastiveConfig, section: ClipModelSection) -> PretrainedConfig:
     sizes = SIZES[section.type]
     if section.size not in sizes:
         raise UserError(f"model.size is {section.size!r}; {section.type} has {', '.join(sizes)}.")
@@ -103,7 +103,7 @@ def _architecture_of_folder(folder: str, model_type: str) -> PretrainedConfig:
     return FAMILIES[model_type][2].from_pretrained(folder, local_files_only=True)
 
 
-def _check_inputs(architecture: PretrainedConfig, config: RunConfig, *, pretrained: bool) -> None:
+def _check_inputs(architecture: PretrainedConfig, config: ContrastiveConfig, *, pretrained: bool) -> None:
     """Image size and text length against what the model can take."""
     image, text, data = architecture.vision_config, architecture.text_config, config.data
     if image.image_size != data.image_size:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from accel_train.config.schema import RunConfig
+from accel_train.config.contrastive import ContrastiveConfig
 
 DEFAULT_TEMPERATURE = 0.07
 DEFAULT_LOGIT_BIAS = -10.0
@@ -35,7 +35,7 @@ class ContrastiveModel(nn.Module):
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(n, L) token ids and their mask to (n, D) features of any length."""
 
-    def set_up(self, config: RunConfig, *, random_weights: bool) -> None:
+    def set_up(self, config: ContrastiveConfig, *, random_weights: bool) -> None:
         """Adds what the run's configuration says beside the architecture: pixel statistics, temperature, bias."""
         data, model = config.data, config.model
         for name, values in (("pixel_mean", data.image_mean), ("pixel_std", data.image_std)):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from accel_train.config.schema import Backbone, DualEncoderSection, RunConfig
+from accel_train.config.contrastive import Backbone, ContrastiveConfig, DualEncoderSection
 from accel_train.errors import UserError
 from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.overrides import make_config, merge
@@ -73,7 +73,7 @@ class DualEncoder(ContrastiveModel):
         return features
 
 
-def build_dual_encoder(config: RunConfig, section: DualEncoderSection) -> DualEncoder:
+def build_dual_encoder(config: ContrastiveConfig, section: DualEncoderSection) -> DualEncoder:
     """Both backbones, from folders or with random weights, under fresh projection heads."""
     size = config.data.image_size
     image = _build_backbone(section.image, "model.image", "num_channels", section.attention, size, keep_pooler=False)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from accel_train.config.schema import DataSection, DualEncoderSection, RunConfig
+from accel_train.config.contrastive import ContrastiveConfig, DualEncoderSection, PairData
 from accel_train.errors import UserError
 from accel_train.models.clip import FAMILIES
 from accel_train.models.contrastive_model import ContrastiveModel
@@ -32,7 +32,7 @@ IMAGE_PROCESSORS = {
 }
 
 
-def save_pretrained(model: ContrastiveModel, folder: str, config: RunConfig) -> None:
+def save_pretrained(model: ContrastiveModel, folder: str, config: ContrastiveConfig) -> None:
     """Writes the model with its whole, unsharded weights.
 
     CLIP-like models: what the plain class of transformers loads, logit_scale 0-d again. A logit_bias that the plain class
@@ -50,7 +50,7 @@ def save_pretrained(model: ContrastiveModel, folder: str, config: RunConfig) -> 
 
 
 def load_pretrained_weights(
-    model: ContrastiveModel, folder: str, config: RunConfig, where: str = "initialize_from"
+    model: ContrastiveModel, folder: str, config: ContrastiveConfig, where: str = "initialize_from"
 ) -> None:
     """Weights of a folder that `save_pretrained` (or transformers) wrote, into a model of the same architecture.
 
@@ -83,7 +83,7 @@ def load_pretrained_weights(
     model.load_state_dict(state)
 
 
-def image_processor(data: DataSection, kind: str) -> dict[str, Any]:
+def image_processor(data: PairData, kind: str) -> dict[str, Any]:
     """preprocessor_config.json for transformers: what our transform does to an image."""
     size = data.image_size
     square = {"height": size, "width": size}
@@ -114,7 +114,7 @@ def _save_plain(model: ContrastiveModel, path: Path, model_type: str) -> None:
     plain.save_pretrained(path, state_dict=weights)
 
 
-def _save_dual_encoder(model: DualEncoder, path: Path, config: RunConfig) -> None:
+def _save_dual_encoder(model: DualEncoder, path: Path, config: ContrastiveConfig) -> None:
     for attribute, name in TOWERS.items():
         backbone: Any = model.get_submodule(attribute)
         backbone.save_pretrained(path / name)

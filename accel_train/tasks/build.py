@@ -3,6 +3,7 @@
 import difflib
 
 from accel_train.config.schema import RunConfig
+from accel_train.config.tasks import own_class
 from accel_train.errors import UserError
 from accel_train.tasks.contrastive import ContrastiveTask
 from accel_train.tasks.task import Task
@@ -10,13 +11,31 @@ from accel_train.tasks.task import Task
 TASKS: dict[str, type[Task]] = {"contrastive": ContrastiveTask}
 
 
+def task_class(name: str) -> type[Task]:
+    """A built-in task, or a user's class. Raises UserError if it is no task."""
+    if name in TASKS:
+        return TASKS[name]
+    try:
+        found = own_class(name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not issubclass(found, Task):
+        raise UserError(f"task: {name} is no subclass of accel_train.tasks.task.Task.")
+    return found
+
+
 def build_task(config: RunConfig) -> Task:
-    """The task that `task:` names. Raises UserError for an unknown one, and for a best_score that it does not give."""
-    if config.task not in TASKS:
-        raise UserError(f"task: {config.task!r} is not known. The rule: one of {', '.join(TASKS)}.")
-    task = TASKS[config.task](config)
-    wanted = config.evaluation.best_score
-    if config.data.valid_split is not None and wanted not in task.score_names:
+    """The task that `task:` names. Raises UserError for a best_score that it does not give."""
+    task = task_class(config.task)(config)
+    if config.data.valid_split is None:
+        return task
+    if not task.score_names:
+        raise UserError(
+            f"data.valid_split is {config.data.valid_split!r}, but the task {config.task} names no scores. Give it "
+            "score_names, or set data.valid_split to null."
+        )
+    wanted = task.best_score
+    if wanted not in task.score_names:
         nearest = difflib.get_close_matches(wanted, task.score_names, n=1)
         hint = f" Nearest: {nearest[0]}." if nearest else ""
         raise UserError(

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from accel_train.config.schema import Backbone, DualEncoderSection, RunConfig
+from accel_train.config.contrastive import Backbone, ContrastiveConfig, DualEncoderSection
+from accel_train.config.schema import RunConfig
 from accel_train.data.arrow_split import open_split
 from accel_train.data.dataset import Dataset
 from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset, caption_tokenizer, tokenizer_path
@@ -40,14 +41,16 @@ DIRECTIONS = ("text_to_image", "image_to_text")
 class ContrastiveTask(Task):
     """Image-text pairs, compared over the whole global batch; retrieval both ways as the score."""
 
+    config: ContrastiveConfig
+    config_class: ClassVar[type[RunConfig]] = ContrastiveConfig
     compares_whole_batch: ClassVar[bool] = True
     splits_loss: ClassVar[bool] = True
     shared_outputs: ClassVar[frozenset[str]] = frozenset({"logit_scale", "logit_bias"})
     loss_columns: ClassVar[tuple[str, ...]] = ("image_key", "text_key")
     score_names: ClassVar[tuple[str, ...]] = (
+        "mean_recall",
         *(f"{direction}_recall@{k}" for direction in DIRECTIONS for k in RECALL_AT),
         *(f"{direction}_mean_recall" for direction in DIRECTIONS),
-        "mean_recall",
     )
     output_inputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "image_features": ("pixel_values",),
@@ -63,8 +66,24 @@ class ContrastiveTask(Task):
     def build_dataset(self, split: str) -> Dataset:
         return PairDataset(self.config.data, split, seed=self.config.seed)
 
+    def num_samples(self, split: str) -> int:
+        return open_split(self.config.data.path, split).num_pairs
+
     def evaluation_sets(self, split: str) -> list[Dataset]:
         return [ImageDataset(self.config.data, split), TextDataset(self.config.data, split)]
+
+    def example_batch(self, num_rows: int) -> Batch:
+        size, length = self.config.data.image_size, self.config.data.max_text_length
+        return {
+            "pixel_values": torch.zeros(num_rows, 3, size, size, dtype=torch.uint8),
+            "input_ids": torch.zeros(num_rows, length, dtype=torch.int64),
+            "attention_mask": torch.ones(num_rows, length, dtype=torch.int64),
+        }
+
+    def hazards(self) -> list[str]:
+        if self.config.model.batch_norm in ("local", "sync"):
+            return [f"model.batch_norm is {self.config.model.batch_norm}: results depend on data.micro_batch_size."]
+        return []
 
     def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
         section = self.config.loss
@@ -122,6 +141,7 @@ class ContrastiveTask(Task):
 
     @staticmethod
     def config_of_export(config: RunConfig, folder: str) -> RunConfig:
+        assert isinstance(config, ContrastiveConfig)
         changes: dict[str, Any] = {"temperature": None}
         if isinstance(config.model, DualEncoderSection):
             changes |= {name: Backbone(pretrained=str(Path(folder) / name)) for name in ("image", "text")}

@@ -21,6 +21,8 @@ class Task(ABC):
     the names in `shared_outputs`.
     """
 
+    config_class: ClassVar[type[RunConfig]] = RunConfig
+    """What a configuration of this task holds: RunConfig, or a subclass with further sections."""
     compares_whole_batch: ClassVar[bool] = False
     """True: the loss compares samples with each other, so it is taken once over the global batch (`cached`).
     False: the loss is a mean over targets that adds up over micro-batches (`summed`)."""
@@ -32,13 +34,18 @@ class Task(ABC):
     """Under `cached`: True if `losses` takes only the rows named by `batch["anchors"]` (start, stop), so that ranks share
     the work and their losses add up. False: every rank computes the whole loss."""
     score_names: ClassVar[tuple[str, ...]] = ()
-    """Every score that `scores` gives, so that `evaluation.best_score` is checked before the first step."""
+    """Every score that `scores` gives, the one that judges a run first unless `evaluation.best_score` names another."""
     output_inputs: ClassVar[dict[str, tuple[str, ...]]] = {}
     """For each output, the batch columns that only it needs. An output that needs no gradient (a frozen tower) is left out
     of the second pass of `cached` by leaving out these columns."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+
+    @property
+    def best_score(self) -> str:
+        """The score that decides which checkpoint is best."""
+        return self.config.evaluation.best_score or self.score_names[0]
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -47,6 +54,10 @@ class Task(ABC):
     @abstractmethod
     def build_dataset(self, split: str) -> Dataset:
         """Training samples of a split."""
+
+    def num_samples(self, split: str) -> int:
+        """Training samples of a split, without more than is needed to count them."""
+        return len(self.build_dataset(split))
 
     def evaluation_sets(self, split: str) -> list[Dataset]:
         """What `evaluate` runs through the model, one after the other; each sample is counted once."""
@@ -75,6 +86,15 @@ class Task(ABC):
     def train_metrics(self, outputs: Batch) -> dict[str, Any]:
         """Further values to log from one step's outputs, such as the temperature."""
         return {}
+
+    def example_batch(self, num_rows: int) -> Batch | None:
+        """A training micro-batch of the right shapes with any values, from which `plan` learns what the model holds for the
+        backward pass. None: it can't be said without data."""
+        return None
+
+    def hazards(self) -> list[str]:
+        """What `plan` should point out about the task's own sections."""
+        return []
 
     def load_pretrained(self, model: nn.Module, folder: str) -> None:
         """Fills a built model with the weights of a Hugging Face folder. Raises UserError where they don't fit."""

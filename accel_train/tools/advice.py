@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from accel_train.config.schema import RunConfig, Tower
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.optim.schedule import num_warmup_steps
+from accel_train.tasks.task import Task
 
 DECAY_LOW, DECAY_HIGH = 0.8, 0.95
 """Layer decay that has worked for fine-tuning towers of 12 to 24 layers."""
@@ -13,7 +14,7 @@ LOWEST_USEFUL_RATE = 0.01
 
 
 def hazards(
-    config: RunConfig,
+    task: Task,
     plan: GroupPlan,
     *,
     engine: str,
@@ -23,12 +24,14 @@ def hazards(
     total_steps: int,
 ) -> list[str]:
     """One sentence or two for each thing to know before this run starts."""
+    config = task.config
     return [
         *_frozen(config, plan),
         *_decay(config, plan),
         *_length(config, num_samples, steps_per_epoch, total_steps),
         *_engine(plan, engine),
-        *_split(config, num_micro_batches),
+        *_split(task, num_micro_batches),
+        *task.hazards(),
     ]
 
 
@@ -86,11 +89,9 @@ def _engine(plan: GroupPlan, engine: str) -> Iterator[str]:
         )
 
 
-def _split(config: RunConfig, num_micro_batches: int) -> Iterator[str]:
-    if num_micro_batches > 1:
+def _split(task: Task, num_micro_batches: int) -> Iterator[str]:
+    if task.compares_whole_batch and num_micro_batches > 1:
         yield (
             f"Each step has {num_micro_batches} micro-batches on a rank; all but one are encoded twice, because the loss "
             "compares the whole global batch. A larger data.micro_batch_size is faster where memory allows."
         )
-    if config.model.batch_norm == "local":
-        yield "model.batch_norm is local: results depend on data.micro_batch_size."

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.data.arrow_split import open_split
 from accel_train.engine.build import build_engine
 from accel_train.errors import UserError
@@ -36,6 +37,8 @@ def evaluate_command(
     split = split or config.data.valid_split
     if split is None:
         raise UserError("data.valid_split is null; name a split with --split.")
+    if contact_sheet is not None and not isinstance(config, ContrastiveConfig):
+        raise UserError(f"--contact-sheet draws images found for texts; the task {config.task} has none.")
     engine = build_engine(config, for_evaluation=True)
     try:
         trained = open_trained(run_or_export, config, checkpoint=checkpoint)

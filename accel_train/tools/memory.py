@@ -18,6 +18,7 @@ from accel_train.engine.buffers import REDUCE_BUCKET, ZERO3_LIVE
 from accel_train.models.blocks import repeated_blocks
 from accel_train.optim.optimizers import state_names
 from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
+from accel_train.tasks.task import Batch, Task
 
 FLOAT_BYTES = 4
 
@@ -33,10 +34,11 @@ class MemoryPart:
 
 
 def memory_parts(
-    model: nn.Module, plan: GroupPlan, config: RunConfig, *, engine: str, world_size: int, offload: bool
+    model: nn.Module, plan: GroupPlan, task: Task, *, engine: str, world_size: int, offload: bool
 ) -> list[MemoryPart]:
     """What one rank holds at the peak of a step. `model` may be on the meta device."""
     trained = sum(group.num_parameters for group in plan.groups)
+    config = task.config
     weights = sum(parameter.numel() for parameter in model.parameters())
     shared = f"1/{world_size} on each rank" if world_size > 1 else ""
     split = engine in ("zero3", "fsdp2")
@@ -59,9 +61,11 @@ def memory_parts(
     if engine == "fsdp2":
         parts.append(_fsdp2_part(model))
     rows = config.data.micro_batch_size
-    activations = activation_bytes(model, plan, config)
-    how = "blocks recomputed" if config.compute.activation_checkpointing else "kept for the backward pass"
-    parts.append(MemoryPart("activations", activations, f"of one micro-batch of {rows}, {how}"))
+    batch = task.example_batch(rows)
+    if batch is not None:
+        how = "blocks recomputed" if config.compute.activation_checkpointing else "kept for the backward pass"
+        activations = activation_bytes(model, plan, config, batch)
+        parts.append(MemoryPart("activations", activations, f"of one micro-batch of {rows}, {how}"))
     return parts
 
 
@@ -88,7 +92,7 @@ def _fsdp2_part(model: nn.Module) -> MemoryPart:
     return _part("gathered weights", root + 2 * max(blocks, default=0), "two blocks, and all outside the blocks")
 
 
-def activation_bytes(model: nn.Module, plan: GroupPlan, config: RunConfig) -> int:
+def activation_bytes(model: nn.Module, plan: GroupPlan, config: RunConfig, batch: Batch) -> int:
     """Bytes that autograd keeps from the forward pass of one micro-batch, found by a run without memory or arithmetic.
 
     With activation checkpointing: the inputs of all blocks, what lies outside the blocks, and the largest block's inside.
@@ -102,7 +106,7 @@ def activation_bytes(model: nn.Module, plan: GroupPlan, config: RunConfig) -> in
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
         keep_count = torch.autograd.graph.saved_tensors_hooks(saved.record, lambda tensor: tensor)
         with keep_count, torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            model(_micro_batch(config))
+            model(batch)
     return saved.with_checkpointing() if config.compute.activation_checkpointing else saved.total()
 
 
@@ -152,12 +156,3 @@ class SavedTensors:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _micro_batch(config: RunConfig) -> dict[str, Tensor]:
-    rows, size, length = config.data.micro_batch_size, config.data.image_size, config.data.max_text_length
-    return {
-        "pixel_values": torch.zeros(rows, 3, size, size, dtype=torch.uint8),
-        "input_ids": torch.zeros(rows, length, dtype=torch.int64),
-        "attention_mask": torch.ones(rows, length, dtype=torch.int64),
-    }

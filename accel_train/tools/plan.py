@@ -11,7 +11,6 @@ from torch import nn
 
 from accel_train.config.rules import num_micro_batches
 from accel_train.config.schema import RunConfig
-from accel_train.data.arrow_split import open_split
 from accel_train.data.order import Order
 from accel_train.engine.launch import read_launch
 from accel_train.optim.group_table import group_table
@@ -69,13 +68,14 @@ def make_plan(config: RunConfig, *, world_size: int | None = None) -> RunPlan:
     launch = read_launch(config)
     world_size = world_size or launch.world_size
     micro_batches = num_micro_batches(config, world_size)
+    task = build_task(config)
     with torch.device("meta"):
-        model = build_task(config).build_model()
+        model = task.build_model()
     groups = plan_groups(model, config.optimizer)
     freeze(model, groups)
     data = config.data
     order = Order(
-        open_split(data.path, data.train_split).num_pairs,
+        task.num_samples(data.train_split),
         data.global_batch_size,
         seed=config.seed,
         shuffle=data.shuffle,
@@ -93,10 +93,10 @@ def make_plan(config: RunConfig, *, world_size: int | None = None) -> RunPlan:
         steps_per_epoch=order.steps_per_epoch,
         total_steps=total_steps,
         memory=memory_parts(
-            model, groups, config, engine=launch.engine, world_size=world_size, offload=launch.offload_optimizer
+            model, groups, task, engine=launch.engine, world_size=world_size, offload=launch.offload_optimizer
         ),
         hazards=hazards(
-            config,
+            task,
             groups,
             engine=launch.engine,
             num_micro_batches=micro_batches,

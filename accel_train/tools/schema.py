@@ -4,16 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from accel_train.config.schema import RunConfig
+from accel_train.config.tasks import BUILT_IN
 from accel_train.errors import UserError
 
 
 def json_schema() -> dict[str, Any]:
     """Every key with its type, range, default and description."""
-    schema = RunConfig.model_json_schema()
-    return {"$schema": GenerateJsonSchema.schema_dialect, **schema, "title": "accel_train configuration"}
+    tasks, definitions = models_json_schema([(section, "validation") for section in BUILT_IN.values()])
+    return {
+        "$schema": GenerateJsonSchema.schema_dialect,
+        "title": "accel_train configuration",
+        "anyOf": list(tasks.values()),
+        **definitions,
+    }
 
 
 def schema(output: str | None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from accel_train.config.schema import DataSection
+from accel_train.config.contrastive import PairData
 from accel_train.data.arrow_split import FORMAT_VERSION
 from accel_train.data.arrow_writer import SplitWriter
 from accel_train.data.text import caption_vocabulary, save_tokenizer
@@ -52,10 +52,10 @@ def damaged_dataset_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def data_section() -> Callable[..., DataSection]:
+def data_section() -> Callable[..., PairData]:
     """A data section for a folder, with small images and a batch of 8."""
 
-    def make(folder: Path, **changes: object) -> DataSection:
+    def make(folder: Path, **changes: object) -> PairData:
         values: dict[str, object] = {
             "path": str(folder),
             "tokenizer": "dataset:tokenizer",
@@ -65,6 +65,6 @@ def data_section() -> Callable[..., DataSection]:
             "micro_batch_size": 2,
             "num_workers": 0,
         }
-        return DataSection.model_validate(values | changes)
+        return PairData.model_validate(values | changes)
 
     return make

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from accel_train.config.schema import DataSection
+from accel_train.config.contrastive import PairData
 from accel_train.data.dataset import UnreadableSample
 from accel_train.data.loader import Step, evaluation_batches, train_steps
 from accel_train.data.order import Order
 from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset
 from accel_train.errors import CheckFailed, UserError
 
-MakeSection = Callable[..., DataSection]
+MakeSection = Callable[..., PairData]
 AUGMENTED = {"augmentation": {"crop_scale": [0.5, 1.0], "horizontal_flip": 0.5, "mask_tokens": 0.3}}
 
 

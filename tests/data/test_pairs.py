@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from accel_train.config.schema import DataSection
+from accel_train.config.contrastive import PairData
 from accel_train.data.dataset import UnreadableSample
 from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset
 from accel_train.data.transforms import evaluation_image
 from accel_train.errors import UserError
 
-MakeSection = Callable[..., DataSection]
+MakeSection = Callable[..., PairData]
 AUGMENTED = {"augmentation": {"crop_scale": [0.4, 1.0], "horizontal_flip": 0.5, "mask_tokens": 0.5}}
 
 

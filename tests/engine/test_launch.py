@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from accel_train.config.schema import RunConfig
+from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.engine.launch import Launch, ensure_rendezvous, forget_launcher_settings, read_launch
 from accel_train.errors import UserError
 
@@ -31,8 +31,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def config() -> Callable[..., RunConfig]:
-    def make(**changes: Any) -> RunConfig:
+def config() -> Callable[..., ContrastiveConfig]:
+    def make(**changes: Any) -> ContrastiveConfig:
         values: dict[str, Any] = {
             "run_dir": "runs/test",
             "max_steps": 1,
@@ -40,13 +40,13 @@ def config() -> Callable[..., RunConfig]:
             "data": {"path": "data", "tokenizer": "vocab.txt", "global_batch_size": 4, "micro_batch_size": 4},
             "optimizer": {"towers": [{"name": "all", "layers": ["."], "lr": 1e-3}]},
         }
-        return RunConfig.model_validate(values | changes)
+        return ContrastiveConfig.model_validate(values | changes)
 
     return make
 
 
 Environment = Callable[..., None]
-Config = Callable[..., RunConfig]
+Config = Callable[..., ContrastiveConfig]
 
 
 def test_nothing_said_is_one_process_alone(environment: Environment, config: Config) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from accel_train.config.schema import RunConfig
+from accel_train.config.contrastive import ContrastiveConfig
 
 BERT = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 100}
 VIT = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "patch_size": 8}
@@ -41,12 +41,12 @@ def tiny() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def make_config() -> Callable[..., RunConfig]:
+def make_config() -> Callable[..., ContrastiveConfig]:
     """A run configuration around a model section; further arguments change its data section."""
 
-    def make(model: dict[str, Any], loss: str = "info_nce", **data: Any) -> RunConfig:
+    def make(model: dict[str, Any], loss: str = "info_nce", **data: Any) -> ContrastiveConfig:
         sizes = {"image_size": 32, "max_text_length": 12, "global_batch_size": 6, "micro_batch_size": 6}
-        return RunConfig.model_validate(
+        return ContrastiveConfig.model_validate(
             {
                 "run_dir": "runs/test",
                 "max_steps": 1,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from accel_train.config.schema import RunConfig
+from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.data.arrow_split import FORMAT_VERSION
 from accel_train.data.arrow_writer import SplitWriter
 from accel_train.data.text import caption_vocabulary, save_tokenizer
@@ -37,10 +37,10 @@ def dataset_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_config(dataset_folder: Path) -> Callable[..., RunConfig]:
-    def make(model: dict[str, Any] | None = None, loss: dict[str, Any] | None = None, **data: Any) -> RunConfig:
+def make_config(dataset_folder: Path) -> Callable[..., ContrastiveConfig]:
+    def make(model: dict[str, Any] | None = None, loss: dict[str, Any] | None = None, **data: Any) -> ContrastiveConfig:
         sizes = {"image_size": 32, "max_text_length": 12, "global_batch_size": 8, "micro_batch_size": 8}
-        return RunConfig.model_validate(
+        return ContrastiveConfig.model_validate(
             {
                 "run_dir": "runs/test",
                 "max_steps": 1,

@@ -4,25 +4,33 @@ from pathlib import Path
 import pytest
 
 from accel_train.config.key_names import all_keys
+from accel_train.config.schema import RunConfig
+from accel_train.config.tasks import BUILT_IN
 from accel_train.errors import UserError
 from accel_train.tools.schema import json_schema, schema
 
 
-def test_every_key_is_there_and_nothing_else_is_allowed() -> None:
+@pytest.mark.parametrize("section", BUILT_IN.values())
+def test_every_key_is_there_and_nothing_else_is_allowed(section: type[RunConfig]) -> None:
     found = json_schema()
     assert found["$schema"].startswith("https://json-schema.org/")
-    assert set(found["properties"]) == {path for path in all_keys() if "." not in path}
-    assert all(section["additionalProperties"] is False for section in [found, *found["$defs"].values()])
-    assert set(found["required"]) == {"run_dir", "model", "data", "optimizer"}
+    assert {"$ref": f"#/$defs/{section.__name__}"} in found["anyOf"]
+    mine = found["$defs"][section.__name__]
+    assert set(mine["properties"]) == {path for path in all_keys(section) if "." not in path}
+    assert {"run_dir", "data", "optimizer"} <= set(mine["required"])
+
+
+def test_no_section_takes_unknown_keys() -> None:
+    assert all(section["additionalProperties"] is False for section in json_schema()["$defs"].values())
 
 
 def test_keys_carry_their_docs_ranges_and_choices() -> None:
     sections = json_schema()["$defs"]
-    size = sections["DataSection"]["properties"]["global_batch_size"]
+    size = sections["PairData"]["properties"]["global_batch_size"]
     assert size["description"].startswith("Samples in one optimizer step")
     assert size["minimum"] == 1
     assert sections["OptimizerSection"]["properties"]["name"]["enum"] == ["adamw", "adam", "sgd", "lion"]
-    assert json_schema()["properties"]["model"]["discriminator"]["propertyName"] == "type"
+    assert sections["ContrastiveConfig"]["properties"]["model"]["discriminator"]["propertyName"] == "type"
 
 
 def test_prints_or_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

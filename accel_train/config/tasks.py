@@ -1,0 +1,45 @@
+"""The configuration of each task, found by the name that `task:` holds."""
+
+import difflib
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from accel_train.config.contrastive import ContrastiveConfig
+from accel_train.config.schema import RunConfig
+
+BUILT_IN: dict[str, type[RunConfig]] = {"contrastive": ContrastiveConfig}
+DEFAULT = "contrastive"
+OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def config_class(values: dict[str, Any]) -> type[RunConfig]:
+    """The configuration class of the task that a mapping names. Raises ValueError with a line for the user."""
+    name = values.get("task", DEFAULT)
+    if isinstance(name, str):
+        if name in BUILT_IN:
+            return BUILT_IN[name]
+        if OWN_CLASS.fullmatch(name):
+            found: type[RunConfig] = own_class(name).config_class
+            return found
+    near = difflib.get_close_matches(str(name), BUILT_IN, n=1)
+    hint = f" Nearest: {near[0]}." if near else ""
+    raise ValueError(
+        f"task: found {name!r}; it must be one of {', '.join(BUILT_IN)}, or a class as package.module:Class.{hint}"
+    )
+
+
+def own_class(name: str) -> Any:
+    """A user's task class. Modules beside the folder one works in are found. Raises ValueError if it can't be had."""
+    module, _, attribute = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = vars(importlib.import_module(module)).get(attribute)
+    except Exception as error:  # a user's module can fail in any way while it is imported
+        raise ValueError(f"task: {name}: the module {module} can't be imported ({error!r}).") from error
+    if not isinstance(found, type) or "config_class" not in dir(found):
+        raise ValueError(f"task: {name}: {module} has no task class {attribute}; it must be a subclass of Task.")
+    return found
