@@ -20,10 +20,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}\n{self.format_usage()}`{self.prog} --help` explains the arguments.")
 
 
-def make_parser(command: Callable[[list[str]], None], example: str) -> Parser:
-    """A parser whose help is the command's docstring and an example."""
+def make_parser(command: Callable[[list[str]], None], example: str, *, name: str | None = None) -> Parser:
+    """A parser whose help is the command's docstring and an example. `name` where the function is called otherwise."""
     return Parser(
-        prog=f"accel-train {command.__name__.strip('_')}",
+        prog=f"accel-train {name or command.__name__}",
         description=inspect.getdoc(command),
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -34,6 +34,19 @@ def make_parser(command: Callable[[list[str]], None], example: str) -> Parser:
 def add_config(parser: Parser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="configuration file (YAML)")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help=OVERRIDES_HELP)
+
+
+def add_import(parser: Parser) -> None:
+    """What every kind of import takes."""
+    parser.add_argument("source", metavar="SOURCE", help="file or folder to read")
+    parser.add_argument("output", metavar="OUTPUT", help="dataset folder to write; it must not exist yet")
+    parser.add_argument(
+        "--task", metavar="NAME", help="what the data is for: contrastive (default), or another task of `train`"
+    )
+    parser.add_argument("--format", help="format of the source (default: the one that its files show)")
+    parser.add_argument("--split", action="append", metavar="NAME", help="import only this split; may be repeated")
+    parser.add_argument("--max-bad-records", type=int, default=0, metavar="N", help="leave out up to N bad records (0)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
 
 def load(arguments: argparse.Namespace) -> "RunConfig":

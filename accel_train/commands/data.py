@@ -1,49 +1,24 @@
 """Commands that bring things in."""
 
-from accel_train.commands.arguments import make_parser
+import argparse
+from collections.abc import Callable
+
+from accel_train.commands.import_pairs import import_pairs
+from accel_train.config.tasks import DEFAULT
+from accel_train.errors import UserError
+
+IMPORTS: dict[str, Callable[[list[str]], None]] = {"contrastive": import_pairs}
+"""What a dataset is for decides which columns it has."""
 
 
 def import_(argv: list[str]) -> None:
-    """Turns images and captions of any known format into one dataset folder, and checks every record.
+    """Turns data of any known format into one dataset folder, and checks every record.
 
-    Formats: chinese_clip_tsv, chinese_clip_lmdb, hf_datasets, parquet, jsonl, csv, image_folder.
+    `--task NAME` says what the data is for; `accel-train import --task NAME --help` explains each kind.
     """
-    parser = make_parser(
-        import_, "accel-train import downloads/pairs.csv data/pairs --valid-share 0.1 --build-tokenizer 8000"
-    )
-    parser.add_argument("source", metavar="SOURCE", help="file or folder to read")
-    parser.add_argument("output", metavar="OUTPUT", help="dataset folder to write; it must not exist yet")
-    parser.add_argument("--format", help="format of the source (default: the one that its files show)")
-    parser.add_argument("--split", action="append", metavar="NAME", help="import only this split; may be repeated")
-    parser.add_argument("--image-column", metavar="NAME", help="column with image files or bytes, in tables")
-    parser.add_argument("--text-column", metavar="NAME", help="column with captions, in tables")
-    parser.add_argument("--image-id-column", metavar="NAME", help="column that names the image, in tables")
-    parser.add_argument("--text-id-column", metavar="NAME", help="column that names the caption, in tables")
-    parser.add_argument(
-        "--valid-share", type=float, metavar="SHARE", help="take this share of the images for validation"
-    )
-    parser.add_argument(
-        "--build-tokenizer", type=int, metavar="N", help="make a tokenizer of N tokens from the captions"
-    )
-    parser.add_argument("--max-bad-records", type=int, default=0, metavar="N", help="leave out up to N bad records (0)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
-    arguments = parser.parse_args(argv)
-
-    from accel_train.tools.import_data import import_data
-    from accel_train.tools.import_summary import print_import
-
-    summary = import_data(
-        arguments.source,
-        arguments.output,
-        format=arguments.format,
-        splits=arguments.split,
-        image_column=arguments.image_column,
-        text_column=arguments.text_column,
-        image_id_column=arguments.image_id_column,
-        text_id_column=arguments.text_id_column,
-        valid_share=arguments.valid_share,
-        build_tokenizer=arguments.build_tokenizer,
-        max_bad_records=arguments.max_bad_records,
-        show_progress=not arguments.json,
-    )
-    print_import(summary, as_json=arguments.json)
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--task", default=DEFAULT)
+    chosen, others = chooser.parse_known_args(argv)
+    if chosen.task not in IMPORTS:
+        raise UserError(f"--task: found {chosen.task!r}; it must be one of {', '.join(IMPORTS)}.")
+    IMPORTS[chosen.task](others)
