@@ -69,7 +69,7 @@ class PairDataset:
         encoded = self.split.images.value("image", image_row)
         try:
             if epoch is None:
-                return evaluation_image(encoded, data.image_size, data.resize)
+                return evaluation_image(encoded, data.image_size, data.resize, data.decoding)
             return training_image(
                 encoded,
                 data.image_size,
@@ -78,6 +78,7 @@ class PairDataset:
                 crop_aspect=augmentation.crop_aspect,
                 horizontal_flip=augmentation.horizontal_flip,
                 generator=sample_generator("image", self._seed, epoch, row),
+                decoding=data.decoding,
             )
         except UnreadableImage as error:
             raise unreadable_image(self.split, image_row, error) from error
@@ -96,15 +97,15 @@ class ImageDataset:
     def __init__(self, data: PairData, split: str) -> None:
         self.split: Split = open_split(data.path, split)
         self.fingerprint = f"images {self.split.fingerprint}"
-        self._size = data.image_size
-        self._resize = data.resize
+        self._data = data
 
     def __len__(self) -> int:
         return self.split.num_images
 
     def read(self, row: int, epoch: int | None) -> dict[str, Tensor]:
         try:
-            pixels = evaluation_image(self.split.images.value("image", row), self._size, self._resize)
+            encoded, data = self.split.images.value("image", row), self._data
+            pixels = evaluation_image(encoded, data.image_size, data.resize, data.decoding)
         except UnreadableImage as error:
             raise unreadable_image(self.split, row, error) from error
         return {"pixel_values": pixels, "sample_id": torch.tensor(row)}
