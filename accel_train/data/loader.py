@@ -114,7 +114,7 @@ def train_steps(
             for piece in micro_batches_of(len(rows)):
                 yield Request(tuple(rows[piece].tolist()), order.epoch(step))
 
-    replies = _read(
+    replies = read_requests(
         dataset,
         requests(),
         num_workers=data.num_workers,
@@ -163,7 +163,7 @@ def evaluation_batches(
     rows = [*range(share.start, share.stop), *[PADDING_ROW] * (length - (share.stop - share.start))]
     batches = [rows[start : start + batch_size] for start in range(0, length, batch_size)]
     requests = [Request(tuple(max(row, 0) for row in batch), None) for batch in batches]
-    replies = _read(
+    replies = read_requests(
         dataset,
         requests,
         num_workers=min(num_workers, len(requests)),
@@ -181,7 +181,7 @@ def evaluation_batches(
         yield reply.columns | {"row": torch.tensor(batch)}
 
 
-def _read(
+def read_requests(
     dataset: Dataset,
     requests: Iterable[Request],
     *,
