@@ -1,106 +1,114 @@
-"""CLIP, Chinese-CLIP and SigLIP: the transformers models themselves, called with a batch.
+"""CLIP-like models as a configuration asks for them: from a folder, a checkpoint file, or a named size."""
 
-They are subclassed, not wrapped, so parameter names are those of transformers.
-"""
+import copy
+from typing import Any, cast
 
-from collections.abc import Callable
-from typing import Any
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
 
-from torch import Tensor, nn
-from transformers import (
-    ChineseCLIPConfig,
-    ChineseCLIPModel,
-    CLIPConfig,
-    CLIPModel,
-    PretrainedConfig,
-    SiglipConfig,
-    SiglipModel,
-)
-
-from accel_train.config.contrastive import ClipModelSection, ContrastiveConfig
+from accel_train.config.contrastive import ClipModelSection, ContrastiveConfig, is_checkpoint_file
 from accel_train.errors import UserError
+from accel_train.models import cn_clip, open_clip
+from accel_train.models.clip_families import ARCHITECTURES, FAMILIES
 from accel_train.models.contrastive_model import ContrastiveModel
+from accel_train.models.one_tower import load_tower
 from accel_train.models.overrides import make_config, merge
-from accel_train.models.pretrained import building_on_meta, load_model, read_architecture
+from accel_train.models.position_embeddings import fit_positions
+from accel_train.models.pretrained import building_on_meta, load_model, load_strictly, read_architecture
 from accel_train.models.sizes import SIZES
-
-
-class _TransformersModel(ContrastiveModel):
-    """The two calls that these models of transformers share. Since version 5 the calls return an output object."""
-
-    get_image_features: Callable[..., Any]
-    get_text_features: Callable[..., Any]
-
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        features: Tensor = self.get_image_features(pixel_values=pixel_values).pooler_output
-        return features
-
-    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        features: Tensor = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
-        return features
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings. FSDP2 asks for them, and transformers finds none by itself in a model with two towers."""
-        text_model: Any = self.get_submodule("text_model")
-        embeddings: nn.Module = text_model.get_input_embeddings()
-        return embeddings
-
-
-class ContrastiveChineseCLIP(_TransformersModel, ChineseCLIPModel):
-    """Text feature: the first token's, as in the original."""
-
-
-class ContrastiveCLIP(_TransformersModel, CLIPModel):
-    """Text feature: that of the first end-of-text token."""
-
-
-class ContrastiveSiglip(_TransformersModel, SiglipModel):
-    """Text feature: that of the last position, padding or not."""
-
-
-FAMILIES: dict[str, tuple[Any, Any, Any]] = {
-    "chinese_clip": (ContrastiveChineseCLIP, ChineseCLIPModel, ChineseCLIPConfig),
-    "clip": (ContrastiveCLIP, CLIPModel, CLIPConfig),
-    "siglip": (ContrastiveSiglip, SiglipModel, SiglipConfig),
-}
-"""For each model.type: our class, the plain class of transformers, its configuration."""
+from accel_train.models.torch_files import read_weights
 
 
 def build_clip(config: ContrastiveConfig, section: ClipModelSection) -> ContrastiveModel:
-    """A CLIP-like model from a folder or a named size; on the meta device without values."""
-    ours, _, _ = FAMILIES[section.type]
-    options: dict[str, Any] = {"attn_implementation": section.attention} if section.attention else {}
+    """A CLIP-like model with its weights; on the meta device without values. What became of them is in its `notes`."""
     if section.pretrained is None:
-        architecture = _named_size(config, section)
+        return _from_size(config, section)
+    source, weights = section.pretrained, None
+    if is_checkpoint_file(source):
+        saved, weights = _read_checkpoint_file(source, section)
     else:
-        architecture = _architecture_of_folder(section.pretrained, section.type)
-    _check_inputs(architecture, config, pretrained=section.pretrained is not None)
-    if section.pretrained is None or building_on_meta():
-        try:
-            model = ours._from_config(architecture, **options)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"model.attention is {section.attention}, which can't be used here. {error}") from error
+        saved = _architecture_of_folder(source, section.type)
+    architecture = _at_image_size(saved, config.data.image_size)
+    _check_inputs(architecture, config, pretrained=True)
+    ours, plain, _ = FAMILIES[architecture.model_type]
+    model: ContrastiveModel
+    if building_on_meta():
+        model = _random(architecture, section)
+    elif weights is None and architecture is saved:
+        model = cast(ContrastiveModel, load_model(ours, source, saved, "model.pretrained", **_options(section)))
     else:
-        model = load_model(ours, section.pretrained, architecture, "model.pretrained", **options)
-    model.set_up(config, random_weights=section.pretrained is None)
+        if weights is None:
+            weights = dict(load_model(plain, source, saved, "model.pretrained").state_dict())
+        model = _random(architecture, section)
+        model.notes += fit_positions(weights, model, source)
+        load_strictly(model, weights, f"model.pretrained: the weights in {source}")
+    model.set_up(config, random_weights=False)
     return model
+
+
+def _read_checkpoint_file(path: str, section: ClipModelSection) -> tuple[PretrainedConfig, dict[str, Tensor]]:
+    """Architecture and weights of a file that Chinese-CLIP's or open_clip's trainer wrote."""
+    where = "model.pretrained"
+    if section.type == "siglip":
+        raise UserError(f"{where}: {path} is a file, and siglip is read from Hugging Face folders alone.")
+    read = cn_clip.read if section.type == "chinese_clip" else open_clip.read
+    return read(read_weights(path, where), section.config, path)
+
+
+def _from_size(config: ContrastiveConfig, section: ClipModelSection) -> ContrastiveModel:
+    """Random weights, with towers from elsewhere where the section names them."""
+    architecture = _named_size(config, section)
+    _check_inputs(architecture, config, pretrained=False)
+    model = _random(architecture, section)
+    knows_temperature = False
+    for tower, source in (("vision", section.vision_pretrained), ("text", section.text_pretrained)):
+        if source is not None and not building_on_meta():
+            knows_temperature |= load_tower(model, tower, source, f"model.{tower}_pretrained")
+    model.set_up(config, random_weights=not knows_temperature)
+    return model
+
+
+def _random(architecture: PretrainedConfig, section: ClipModelSection) -> ContrastiveModel:
+    ours, _, _ = FAMILIES[architecture.model_type]
+    try:
+        model: ContrastiveModel = ours._from_config(architecture, dtype=torch.float32, **_options(section))
+    except (ImportError, ValueError) as error:
+        raise UserError(f"model.attention is {section.attention}, which can't be used here. {error}") from error
+    return model
+
+
+def _options(section: ClipModelSection) -> dict[str, Any]:
+    return {"attn_implementation": section.attention} if section.attention else {}
 
 
 def _named_size(config: ContrastiveConfig, section: ClipModelSection) -> PretrainedConfig:
     sizes = SIZES[section.type]
     if section.size not in sizes:
         raise UserError(f"model.size is {section.size!r}; {section.type} has {', '.join(sizes)}.")
-    config_class = FAMILIES[section.type][2]
-    settings = merge(sizes[section.size], section.config, config_class(), "model.config")
+    size = sizes[section.size]
+    is_resnet = "depths" in size["vision_config"]
+    config_class = FAMILIES["chinese_clip_resnet" if is_resnet else section.type][2]
+    settings = merge(size, section.config, config_class(), "model.config")
     settings["vision_config"] = {"image_size": config.data.image_size} | settings["vision_config"]
     return make_config(config_class, settings, "model.config")
 
 
 def _architecture_of_folder(folder: str, model_type: str) -> PretrainedConfig:
     found = read_architecture(folder, "model.pretrained")["model_type"]
-    if found != model_type:
+    if found not in ARCHITECTURES[model_type]:
         raise UserError(f"model.pretrained: {folder} holds a {found} model, but model.type is {model_type}.")
-    return FAMILIES[model_type][2].from_pretrained(folder, local_files_only=True)
+    config: PretrainedConfig = FAMILIES[found][2].from_pretrained(folder, local_files_only=True)
+    return config
+
+
+def _at_image_size(architecture: PretrainedConfig, image_size: int) -> PretrainedConfig:
+    """The same architecture, or a copy of it for another image size."""
+    if architecture.vision_config.image_size == image_size:
+        return architecture
+    resized = copy.deepcopy(architecture)
+    resized.vision_config.image_size = image_size
+    return resized
 
 
 def _check_inputs(architecture: PretrainedConfig, config: ContrastiveConfig, *, pretrained: bool) -> None:

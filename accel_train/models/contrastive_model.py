@@ -26,6 +26,8 @@ class ContrastiveModel(nn.Module):
     logit_bias: Tensor
     max_logit_scale: float | None
     has_bias: bool
+    notes: tuple[str, ...] = ()
+    """What was done to the weights on their way in, a line each, for the run's log."""
 
     @abstractmethod
     def encode_images(self, pixel_values: Tensor) -> Tensor:

@@ -9,12 +9,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from accel_train.config.contrastive import ContrastiveConfig, DualEncoderSection, PairData
+from accel_train.config.contrastive import ContrastiveConfig, DualEncoderSection, PairData, is_checkpoint_file
 from accel_train.errors import UserError
-from accel_train.models.clip import FAMILIES
+from accel_train.models import cn_clip, open_clip
+from accel_train.models.clip_families import ARCHITECTURES, FAMILIES
 from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.dual_encoder import DualEncoder
-from accel_train.models.pretrained import TASK_HEADS, load_model, read_architecture
+from accel_train.models.position_embeddings import fit_positions
+from accel_train.models.pretrained import TASK_HEADS, load_model, load_strictly, read_architecture
+from accel_train.models.torch_files import read_weights
 
 DUAL_ENCODER = "accel_train_dual_encoder"
 HEADS = "heads.safetensors"
@@ -44,43 +47,35 @@ def save_pretrained(model: ContrastiveModel, folder: str, config: ContrastiveCon
     if isinstance(model, DualEncoder):
         _save_dual_encoder(model, path, config)
     else:
-        _save_plain(model, path, config.model.type)
+        _save_plain(model, path)
     processor = image_processor(config.data, IMAGE_PROCESSORS[config.model.type])
     _write_json(path / "preprocessor_config.json", processor)
 
 
 def load_pretrained_weights(
-    model: ContrastiveModel, folder: str, config: ContrastiveConfig, where: str = "initialize_from"
+    model: ContrastiveModel, source: str, config: ContrastiveConfig, where: str = "initialize_from"
 ) -> None:
-    """Weights of a folder that `save_pretrained` (or transformers) wrote, into a model of the same architecture.
+    """Weights from elsewhere into a model of the same architecture.
 
-    An explicit model.temperature of the run stays in force. `where` is the key that named the folder.
+    source: a folder that `save_pretrained` (or transformers) wrote, or a checkpoint file of Chinese-CLIP or open_clip.
+    `where` is the key that named it. An explicit model.temperature of the run stays in force. Position embeddings of
+    another image size are resized, which the model's `notes` then say.
     """
     if isinstance(model, DualEncoder):
-        state = _read_dual_encoder(model, Path(folder), where)
+        state = _read_dual_encoder(model, Path(source), where)
+    elif is_checkpoint_file(source):
+        state = _read_file(model, source, config.model.type, where)
     else:
-        state = _read_plain(folder, config.model.type, where)
+        state = _read_plain(source, config.model.type, where)
     own = model.state_dict()
     kept = {"logit_scale"} if config.model.temperature is not None else set()
     kept |= {"logit_bias"} - state.keys()
     state |= {name: own[name] for name in kept & own.keys()}
     if "logit_bias" not in own:
         state.pop("logit_bias", None)
-    state = {
-        name: value.reshape(1) if value.ndim == 0 and name.startswith("logit_") else value
-        for name, value in state.items()
-    }
-    faults = [f"missing {name}" for name in sorted(own.keys() - state.keys())]
-    faults += [f"unexpected {name}" for name in sorted(state.keys() - own.keys())]
-    faults += [
-        f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} here"
-        for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise UserError(f"{where}: the weights in {folder} don't fit the model: {'; '.join(faults[:8])}{more}.")
-    model.load_state_dict(state)
+    notes = fit_positions(state, model, source)
+    load_strictly(model, state, f"{where}: the weights in {source}")
+    model.notes += notes
 
 
 def image_processor(data: PairData, kind: str) -> dict[str, Any]:
@@ -104,10 +99,11 @@ def image_processor(data: PairData, kind: str) -> dict[str, Any]:
     }
 
 
-def _save_plain(model: ContrastiveModel, path: Path, model_type: str) -> None:
-    plain_class = FAMILIES[model_type][1]
+def _save_plain(model: ContrastiveModel, path: Path) -> None:
+    architecture: Any = model.config
+    plain_class = FAMILIES[architecture.model_type][1]
     with torch.device("meta"):
-        plain = plain_class(model.config)
+        plain = plain_class(architecture)
     shapes = {name: value.shape for name, value in plain.state_dict().items()}
     state = model.state_dict()
     weights = {name: state[name].detach().cpu().reshape(shape) for name, shape in shapes.items()}
@@ -153,12 +149,20 @@ def _read_dual_encoder(model: DualEncoder, path: Path, where: str) -> dict[str, 
 
 def _read_plain(folder: str, model_type: str, where: str) -> dict[str, Tensor]:
     found = read_architecture(folder, where)["model_type"]
-    if found != model_type:
+    if found not in ARCHITECTURES[model_type]:
         raise UserError(f"{where}: {folder} holds a {found} model, but model.type is {model_type}.")
-    _, plain_class, config_class = FAMILIES[model_type]
+    _, plain_class, config_class = FAMILIES[found]
     config = config_class.from_pretrained(folder, local_files_only=True)
     plain: nn.Module = load_model(plain_class, folder, config, where)
     return dict(plain.state_dict())
+
+
+def _read_file(model: ContrastiveModel, path: str, model_type: str, where: str) -> dict[str, Tensor]:
+    if model_type not in ("chinese_clip", "clip"):
+        raise UserError(f"{where}: {path} is a file, and {model_type} is read from Hugging Face folders alone.")
+    read_into = cn_clip.read_into if model_type == "chinese_clip" else open_clip.read_into
+    architecture: Any = model.config
+    return read_into(architecture, read_weights(path, where), f"{where}: {path}")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

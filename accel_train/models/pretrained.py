@@ -7,13 +7,16 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from accel_train.errors import UserError
 
 TASK_HEADS = ("cls.", "classifier.", "lm_head.", "qa_outputs.", "discriminator_predictions.")
 """Parts of a checkpoint that belong to another task and that a backbone rightly leaves."""
+
+
+LOGIT_SCALARS = ("logit_scale", "logit_bias")
 
 
 def quiet_transformers() -> None:
@@ -85,3 +88,26 @@ def load_model(
     if faults:
         raise UserError(f"{where}: the weights in {folder} don't fit {type(model).__name__}. {'; '.join(faults)}.")
     return model
+
+
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Copies weights into a model. Raises UserError, which begins with `source`, unless all names and shapes agree.
+
+    logit_scale and logit_bias may have any number of dimensions.
+    """
+    own = model.state_dict()
+    weights = {
+        name: value.reshape(own[name].shape) if name in LOGIT_SCALARS and name in own else value
+        for name, value in weights.items()
+    }
+    faults = [f"missing {name}" for name in sorted(own.keys() - weights.keys())]
+    faults += [f"unexpected {name}" for name in sorted(weights.keys() - own.keys())]
+    faults += [
+        f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+        for name in sorted(own.keys() & weights.keys())
+        if own[name].shape != weights[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise UserError(f"{source} don't fit the model: {'; '.join(faults[:8])}{more}.")
+    model.load_state_dict(weights)

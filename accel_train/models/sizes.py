@@ -1,7 +1,7 @@
 """Named sizes of the CLIP-like families, as changes to the defaults of their transformers configurations.
 
 The Chinese-CLIP sizes are those of the original project's model configurations (Yang et al. 2022, arXiv:2211.01335);
-its ResNet-50 is not among them, because transformers has no such image tower. CLIP: Radford et al. 2021, table 20.
+sizes whose vision_config has `depths` are those of its ResNet tower. CLIP: Radford et al. 2021, table 20.
 """
 
 from typing import Any
@@ -33,6 +33,8 @@ _TINY_TEXT = _TINY | {
     "bos_token_id": 101,  # [CLS] and [SEP] of the Chinese BERT vocabulary
     "eos_token_id": 102,
 }
+_RN50 = {"width": 64, "depths": [3, 4, 6, 3], "num_attention_heads": 32}
+_TINY_RESNET = {"width": 4, "depths": [1, 2, 1, 1], "num_attention_heads": 4}
 
 
 def _size(image: dict[str, Any], text: dict[str, Any], **others: Any) -> dict[str, Any]:
@@ -42,6 +44,8 @@ def _size(image: dict[str, Any], text: dict[str, Any], **others: Any) -> dict[st
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "chinese_clip": {
         "tiny": _size(_TINY_IMAGE, _TINY_TEXT, projection_dim=16),
+        "tiny_resnet": _size(_TINY_RESNET, _TINY_TEXT, projection_dim=16),
+        "rn50": _size(_RN50, _RBT3, projection_dim=1024),
         "vit_b_16_rbt3": _size({"patch_size": 16}, _RBT3),
         "vit_b_16": _size({"patch_size": 16}, _ROBERTA_BASE),
         "vit_l_14": _size(_VIT_LARGE, _ROBERTA_BASE, projection_dim=768),

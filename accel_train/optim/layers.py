@@ -3,7 +3,8 @@
 Each list runs from input to output, in the notation of `Tower.layers`. A part that a model lacks (a pooler, a
 classifier) is passed over, so one list serves the bare backbone, the backbone inside our models and the classifier.
 Final norms and poolers learn with the last block, and ConvNeXt's downsampling with the block that follows it; its final
-norm and SigLIP's heads are a layer of their own. For ViT, ConvNeXt and ResNet these are timm's depths.
+norm, SigLIP's heads and the attention pooling of CLIP's ResNet are a layer of their own. For ViT, ConvNeXt and ResNet
+these are timm's depths.
 """
 
 _IMAGE = r"^(?:vision_model\.)*"
@@ -52,6 +53,11 @@ LAYER_LISTS: dict[str, tuple[str, ...]] = {
         r"^(?:vision_model\.|resnet\.)*embedder\.",
         r"^(?:vision_model\.|resnet\.)*encoder\.stages\.(\d+)\.layers\.(\d+)\.",
         _CLASSIFIER,
+    ),
+    "cn_clip_resnet": (
+        _IMAGE + r"stem\.",
+        _IMAGE + r"stages\.(\d+)\.layers\.(\d+)\.",
+        _IMAGE + r"pool\.",
     ),
     "llama": (
         r"^(?:model\.)?embed_tokens\.",

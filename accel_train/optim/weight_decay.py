@@ -22,12 +22,27 @@ CN_CLIP_NAMES: tuple[tuple[str, str], ...] = (
     (rf"{_BLOCK}layer_norm([12])\.", r"visual.transformer.resblocks.\1.ln_\2."),
     (rf"{_BLOCK}mlp\.fc1\.", r"visual.transformer.resblocks.\1.mlp.c_fc."),
     (rf"{_BLOCK}mlp\.fc2\.", r"visual.transformer.resblocks.\1.mlp.c_proj."),
+    (r"^vision_model\.stem\.conv", r"visual.conv"),
+    (r"^vision_model\.stem\.norm", r"visual.bn"),
+    *(
+        (rf"^vision_model\.stages\.{stage}\.layers\.(\d+)\.{ours}", rf"visual.layer{stage + 1}.\1.{theirs}")
+        for stage in range(4)
+        for ours, theirs in (
+            ("conv", "conv"),
+            ("norm", "bn"),
+            (r"shortcut\.conv", "downsample.0"),
+            (r"shortcut\.norm", "downsample.1"),
+        )
+    ),
+    (r"^vision_model\.pool\.position_embedding$", r"visual.attnpool.positional_embedding"),
+    (r"^vision_model\.pool\.out_proj\.", r"visual.attnpool.c_proj."),
+    (r"^vision_model\.pool\.", r"visual.attnpool."),
     (r"^visual_projection\.weight$", r"visual.proj"),
     (r"^text_projection\.weight$", r"text_projection"),
     (r"^logit_scale$", r"logit_scale"),
 )
-"""Names of transformers' ChineseCLIPModel, and what the original trainer calls them. It holds query, key and value in
-one tensor, so three names map to one."""
+"""Names of our Chinese-CLIP models, with a ViT (transformers' own names) or a ResNet, and what the original trainer calls
+them. It holds query, key and value of a ViT in one tensor, so three names map to one."""
 
 
 def exempt_parameters(parameters: Sequence[tuple[str, nn.Parameter]], config: OptimizerSection) -> set[str]:
@@ -50,14 +65,14 @@ def exempt_in_chinese_clip(name: str) -> bool:
     """The rule of OFA-Sys/Chinese-CLIP, cn_clip/training/main.py, applied to the parameter's name in that code.
 
     It looks for substrings, so it spares the image tower's `ln_1` and every bias, and decays BERT's `LayerNorm.weight`
-    and the class embedding.
+    and the class embedding; of a ResNet it decays the norms of the shortcuts (`downsample.1`).
     """
     original = cn_clip_name(name)
     return any(part in original for part in ("bn", "ln", "bias", "logit_scale"))
 
 
 def cn_clip_name(name: str) -> str:
-    """A parameter of transformers' ChineseCLIPModel under its name in the original trainer."""
+    """A parameter of our Chinese-CLIP models under its name in the original trainer."""
     for pattern, replacement in CN_CLIP_NAMES:
         renamed, count = re.subn(pattern, replacement, name)
         if count:

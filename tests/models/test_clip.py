@@ -7,6 +7,7 @@ from transformers import ChineseCLIPModel, CLIPModel, SiglipModel
 
 from accel_train.errors import UserError
 from accel_train.models.build import build_contrastive_model
+from accel_train.models.position_embeddings import resize_positions
 
 PLAIN = {"chinese_clip": ChineseCLIPModel, "clip": CLIPModel, "siglip": SiglipModel}
 
@@ -91,12 +92,29 @@ def test_wrong_settings_are_named(changes, data, message, tiny, make_config) -> 
         build_contrastive_model(make_config(tiny["chinese_clip"] | changes, **data))
 
 
-def test_weights_of_another_family_or_image_size_are_refused(tiny, make_config, tmp_path: Path) -> None:
+def test_weights_of_another_family_are_refused(tiny, make_config, tmp_path: Path) -> None:
     CLIPModel(build_contrastive_model(make_config(tiny["clip"])).config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"holds a clip model, but model.type is chinese_clip"):
         build_contrastive_model(make_config({"type": "chinese_clip", "pretrained": str(tmp_path)}))
-    with pytest.raises(UserError, match=r"Set data.image_size=32"):
-        build_contrastive_model(make_config({"type": "clip", "pretrained": str(tmp_path)}, image_size=64))
+
+
+@pytest.mark.parametrize("family", list(PLAIN))
+def test_position_embeddings_of_a_folder_fit_another_image_size(family, tiny, make_config, batch, tmp_path) -> None:
+    plain = PLAIN[family](build_contrastive_model(make_config(tiny[family])).config)
+    plain.save_pretrained(tmp_path)
+    section, sizes = {"type": family, "pretrained": str(tmp_path)}, {"image_size": 48, "max_text_length": 64}
+    model = build_contrastive_model(make_config(section, **sizes))
+    name = "vision_model.embeddings.position_embedding.weight"
+    own, saved = model.state_dict(), plain.state_dict()
+    assert torch.equal(own[name], resize_positions(saved[name], 36 if family == "siglip" else 37))
+    assert all(torch.equal(own[key].view(value.shape), value) for key, value in saved.items() if key != name)
+    assert len(model.notes) == 1
+    assert "resized from 4 x 4 to 6 x 6" in model.notes[0]
+    pixels = torch.zeros(2, 3, 48, 48)
+    assert model({"pixel_values": pixels})["image_features"].shape[0] == 2
+    assert build_contrastive_model(make_config(section, max_text_length=64)).notes == ()
+    with torch.device("meta"):
+        assert build_contrastive_model(make_config(section, **sizes)).state_dict()[name].shape == own[name].shape
 
 
 def test_pretrained_siglip_needs_the_text_length_it_was_trained_with(tiny, make_config, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 from accel_train.config.schema import OptimizerSection, Tower
+from accel_train.models.modified_resnet import ModifiedResNet, ModifiedResNetConfig
 from accel_train.optim.layers import LAYER_LISTS
 from accel_train.optim.param_groups import plan_groups
 from accel_train.optim.towers import assign
@@ -45,6 +46,10 @@ def convnext() -> nn.Module:
 def resnet() -> nn.Module:
     sizes = {"depths": [2, 1, 3, 2], "hidden_sizes": [8, 16, 24, 32], "embedding_size": 4}
     return transformers.ResNetModel(transformers.ResNetConfig(**sizes))
+
+
+def clip_resnet() -> nn.Module:
+    return ModifiedResNet(ModifiedResNetConfig(width=4, depths=[2, 1, 3, 2], num_attention_heads=4), projection_dim=8)
 
 
 def llama() -> nn.Module:
@@ -93,6 +98,10 @@ BACKBONES = {  # (layer list, bare model, layer number of each name; stem 0)
                         "encoder.stages.0.layers.0.shortcut.convolution.weight": 1,
                         "encoder.stages.0.layers.1.layer.0.convolution.weight": 2,
                         "encoder.stages.3.layers.1.layer.2.convolution.weight": 8}),
+    "cn_clip_resnet": (clip_resnet, {"stem.conv1.weight": 0, "stages.0.layers.0.shortcut.norm.bias": 1,
+                                     "stages.0.layers.1.conv3.weight": 2, "stages.1.layers.0.conv1.weight": 3,
+                                     "stages.3.layers.1.norm3.weight": 8, "pool.position_embedding": 9,
+                                     "pool.out_proj.weight": 9}),
     "llama": (llama, {"model.embed_tokens.weight": 0, "model.layers.0.mlp.up_proj.weight": 1,
                       "model.layers.3.mlp.up_proj.weight": 4, "model.norm.weight": 4, "score.weight": 5}),
 }  # fmt: skip

@@ -1,0 +1,69 @@
+"""CLIP, Chinese-CLIP and SigLIP: the transformers models themselves, called with a batch.
+
+They are subclassed, not wrapped, so parameter names are those of transformers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import (
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    CLIPConfig,
+    CLIPModel,
+    SiglipConfig,
+    SiglipModel,
+)
+
+from accel_train.models.chinese_clip_resnet import ChineseCLIPResNetConfig, ChineseCLIPResNetModel
+from accel_train.models.contrastive_model import ContrastiveModel
+
+
+class _TransformersModel(ContrastiveModel):
+    """The two calls that these models of transformers share. Since version 5 the calls return an output object."""
+
+    get_image_features: Callable[..., Any]
+    get_text_features: Callable[..., Any]
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        features: Tensor = self.get_image_features(pixel_values=pixel_values).pooler_output
+        return features
+
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        features: Tensor = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        return features
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings. FSDP2 asks for them, and transformers finds none by itself in a model with two towers."""
+        text_model: Any = self.get_submodule("text_model")
+        embeddings: nn.Module = text_model.get_input_embeddings()
+        return embeddings
+
+
+class ContrastiveChineseCLIP(_TransformersModel, ChineseCLIPModel):
+    """Text feature: the first token's, as in the original."""
+
+
+class ContrastiveChineseCLIPResNet(_TransformersModel, ChineseCLIPResNetModel):
+    """Chinese-CLIP's RN50."""
+
+
+class ContrastiveCLIP(_TransformersModel, CLIPModel):
+    """Text feature: that of the first end-of-text token."""
+
+
+class ContrastiveSiglip(_TransformersModel, SiglipModel):
+    """Text feature: that of the last position, padding or not."""
+
+
+FAMILIES: dict[str, tuple[Any, Any, Any]] = {
+    "chinese_clip": (ContrastiveChineseCLIP, ChineseCLIPModel, ChineseCLIPConfig),
+    "chinese_clip_resnet": (ContrastiveChineseCLIPResNet, ChineseCLIPResNetModel, ChineseCLIPResNetConfig),
+    "clip": (ContrastiveCLIP, CLIPModel, CLIPConfig),
+    "siglip": (ContrastiveSiglip, SiglipModel, SiglipConfig),
+}
+"""For each architecture: our class, the plain class of transformers, its configuration."""
+
+ARCHITECTURES = {"chinese_clip": ("chinese_clip", "chinese_clip_resnet"), "clip": ("clip",), "siglip": ("siglip",)}
+"""The architectures of each model.type."""
