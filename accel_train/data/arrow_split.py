@@ -125,17 +125,25 @@ def dataset_folder(path: str) -> Path:
     return Path(path)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """dataset.json, checked as far as this version of the format goes."""
+def read_description(folder: Path, task: str = "contrastive", count: str = "num_pairs") -> dict[str, Any]:
+    """dataset.json, checked as far as this version of the format goes. `count` is what each split of the task says of itself.
+
+    Raises UserError for a dataset that was imported for another task.
+    """
     path = folder / "dataset.json"
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         version, splits = description["format_version"], description["splits"]
-        counted = all(isinstance(split["num_pairs"], int) for split in splits.values())
+        made_for = description.get("task", "contrastive")
+        counted = made_for != task or all(isinstance(split[count], int) for split in splits.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a dataset description ({error!r}). Import the dataset again.") from error
     if version != FORMAT_VERSION or not counted:
         raise UserError(f"{path}: format version {version}; this program reads {FORMAT_VERSION}. Import it again.")
+    if made_for != task:
+        raise UserError(
+            f"data.path: {folder} was imported for the task {made_for}, not for {task}. Import it with --task {task}."
+        )
     return description
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from accel_train.data import arrow_writer
-from accel_train.data.arrow_split import SCHEMAS, ArrowRows, open_split
+from accel_train.data.arrow_split import SCHEMAS, ArrowRows, open_split, read_description
 from accel_train.data.arrow_split import dataset_folder as sample_folder
 from accel_train.data.arrow_writer import SplitWriter, TableWriter, content_key
 from accel_train.errors import UserError
@@ -155,3 +155,12 @@ def test_damage_is_found_when_a_split_is_opened(dataset_folder: Path, damage, me
     damage(dataset_folder / "train")
     with pytest.raises(UserError, match=message):
         open_split(str(dataset_folder), "train")
+
+
+def test_a_dataset_for_another_task_is_told_by_its_name(dataset_folder: Path) -> None:
+    description = json.loads((dataset_folder / "dataset.json").read_text())
+    description |= {"task": "scorer", "splits": {"train": {"num_samples": 3}}}
+    (dataset_folder / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="imported for the task scorer, not for contrastive. Import it with --task c"):
+        open_split(str(dataset_folder), "train")
+    assert read_description(dataset_folder, "scorer", "num_samples")["splits"] == {"train": {"num_samples": 3}}
