@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from accel_train import __version__
-from accel_train.commands.data import import_
+from accel_train.commands.data import import_, migrate
 from accel_train.commands.machine import doctor, schema
-from accel_train.commands.models import evaluate, export
+from accel_train.commands.models import embed, evaluate, export
 from accel_train.commands.training import plan, train
 from accel_train.errors import CheckFailed, Stopped, UserError
 
@@ -25,7 +25,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "plan": plan,
     "evaluate": evaluate,
+    "embed": embed,
     "import": import_,
+    "migrate": migrate,
     "export": export,
     "doctor": doctor,
     "schema": schema,

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 
+from accel_train.commands.arguments import make_parser, positive
 from accel_train.commands.import_pairs import import_pairs
 from accel_train.config.tasks import DEFAULT
 from accel_train.errors import UserError
@@ -22,3 +23,39 @@ def import_(argv: list[str]) -> None:
     if chosen.task not in IMPORTS:
         raise UserError(f"--task: found {chosen.task!r}; it must be one of {', '.join(IMPORTS)}.")
     IMPORTS[chosen.task](others)
+
+
+def migrate(argv: list[str]) -> None:
+    """Turns a script that starts the original Chinese-CLIP trainer into a configuration, and explains each option.
+
+    The script is read, never run. Options of the trainer, or its whole command, may also stand after `--`; they count
+    after those of the script.
+    """
+    at = argv.index("--") if "--" in argv else len(argv)
+    parser = make_parser(
+        migrate, "accel-train migrate run_scripts/muge_finetune_vit-b-16_rbt-base.sh /data -o muge.yaml"
+    )
+    parser.add_argument("script", metavar="SCRIPT", nargs="?", help="shell script that starts cn_clip/training/main.py")
+    parser.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="arguments of the script, its $1, $2, …")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="YAML", help="configuration to write; it must not exist yet"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a variable of the script")
+    parser.add_argument("--ranks", type=positive, metavar="N", help="GPUs it ran on (default: what its launcher says)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_intermixed_args(argv[:at])
+    options = argv[at + 1 :]
+    if arguments.script is None and not options:
+        parser.error("neither a script nor options after -- are given")
+
+    from accel_train.tools.migrate import migrate as run
+
+    run(
+        arguments.script,
+        arguments.output,
+        arguments=arguments.arguments,
+        variables=dict(text.partition("=")[::2] for text in arguments.set),
+        options=options,
+        ranks=arguments.ranks,
+        as_json=arguments.json,
+    )
