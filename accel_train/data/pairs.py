@@ -77,6 +77,7 @@ class PairDataset:
                 crop_scale=augmentation.crop_scale,
                 crop_aspect=augmentation.crop_aspect,
                 horizontal_flip=augmentation.horizontal_flip,
+                auto_augment=augmentation.auto_augment,
                 generator=sample_generator("image", self._seed, epoch, row),
                 decoding=data.decoding,
             )

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,13 @@ from accel_train.errors import UserError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STRAIGHT_QUOTES = str.maketrans({"“": '"', "”": '"'})
+PRIVATE_USE = re.compile("[\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd]")
+UNKNOWN_CHARACTER = "\ufdd0"
+"""A noncharacter: no vocabulary has it, and no step of the tokenizer drops it or splits a word there."""
+MISSED_IDEOGRAPHS = re.compile("([\U0002b820-\U0002b91f])")
+"""Ideographs that the tokenizers library takes for letters: its range starts 256 too late."""
+CHINESE_CLIP_MAX_WORD = 200
+"""Characters of a longer word are one unknown token. transformers' limit, and ours elsewhere, is 100."""
 
 
 class CaptionTokenizer:
@@ -36,6 +44,8 @@ class CaptionTokenizer:
         pad_id = tokenizer.token_to_id(pad_token)
         if pad_id is None:
             raise UserError(f"data.tokenizer: its padding token {pad_token!r} is not in its vocabulary.")
+        if cleaning == "chinese_clip" and isinstance(tokenizer.model, models.WordPiece):
+            tokenizer.model.max_input_chars_per_word = CHINESE_CLIP_MAX_WORD
         tokenizer.enable_truncation(max_length)
         tokenizer.enable_padding(length=max_length, pad_id=pad_id, pad_token=pad_token)
         self._tokenizer = tokenizer
@@ -55,7 +65,7 @@ class CaptionTokenizer:
         is all ones.
         """
         if self._cleaning == "chinese_clip":
-            text = text.lower().translate(STRAIGHT_QUOTES)
+            text = chinese_clip_text(text)
         encoding = self._tokenizer.encode(text)
         ids = encoding.ids
         if generator is not None and mask_share:
@@ -66,6 +76,16 @@ class CaptionTokenizer:
             ]
         mask = encoding.attention_mask if self._uses_mask else [1] * len(ids)
         return torch.tensor(ids), torch.tensor(mask)
+
+
+def chinese_clip_text(text: str) -> str:
+    """What the original trainer did to a caption: lower case, straight double quotes.
+
+    Its own BERT tokenizer also kept private-use characters, as unknown ones, and set every ideograph apart. The
+    tokenizers library drops the former and knows 256 ideographs too few, so both are put right here.
+    """
+    text = text.lower().translate(STRAIGHT_QUOTES)
+    return MISSED_IDEOGRAPHS.sub(r" \1 ", PRIVATE_USE.sub(UNKNOWN_CHARACTER, text))
 
 
 def open_tokenizer(

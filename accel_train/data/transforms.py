@@ -1,4 +1,4 @@
-"""Encoded image to uint8 tensor: decode, crop, scale, flip. Normalisation is left to the device.
+"""Encoded image to uint8 tensor: decode, crop, scale, flip, AutoAugment. Normalisation is left to the device.
 
 `exact` decodes the whole image and takes Pillow's bicubic filter, pixel for pixel what torchvision's transforms and with
 them the original Chinese-CLIP give. `fast` takes half the time, and less for large photographs: torch's filter, which
@@ -18,11 +18,14 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from accel_train.data.auto_augment import auto_augment as auto_augmented
+
 MAX_PIXELS = 64_000_000
 """Larger images are refused: a few kB can claim to be gigabytes of pixels."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that Pillow may open. Others are refused: some, such as EPS, start other programs."""
 CROP_ATTEMPTS = 10
+Resize = Literal["squash", "crop"]
 Decoding = Literal["exact", "fast"]
 
 
@@ -125,46 +128,69 @@ def sample_generator(purpose: str, seed: int, epoch: int, sample: int) -> random
     return random.Random(int.from_bytes(digest, "little"))
 
 
-def to_tensor(pixels: Image.Image, size: int, *, flip: bool = False, decoding: Decoding = "exact") -> Tensor:
-    """Scales to (3, size, size) uint8 with an antialiased bicubic filter."""
-    if decoding == "exact" and pixels.size != (size, size):
-        pixels = pixels.resize((size, size), Image.Resampling.BICUBIC)
-    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).unsqueeze(0)
-    if image.shape[-2:] != (size, size):
-        image = interpolate(image, size=(size, size), mode="bicubic", antialias=True)
-    return (image.flip(-1) if flip else image)[0].contiguous()
+def to_tensor(pixels: Image.Image) -> Tensor:
+    """(3, height, width) uint8 of an RGB image."""
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
 
 
-def evaluation_image(data: bytes, size: int, resize: Literal["squash", "crop"], decoding: Decoding = "exact") -> Tensor:
-    """(3, size, size) uint8: both sides scaled to `size`, or the central square."""
-    image = open_image(data)
-    box = WHOLE if resize == "squash" else central_square(image.width, image.height)
-    return to_tensor(decode(image, box, _drafted(size, decoding)), size, decoding=decoding)
+def part_scaled(image: Image.Image, box: Box, size: int, decoding: Decoding) -> Image.Image:
+    """The part `box` of an opened image, decoded and scaled to size x size by an antialiased bicubic filter."""
+    if decoding == "exact":
+        return decode(image, box).resize((size, size), Image.Resampling.BICUBIC)
+    values = torch.from_numpy(np.array(decode(image, box, size))).permute(2, 0, 1).unsqueeze(0)
+    if values.shape[-2:] != (size, size):
+        values = interpolate(values, size=(size, size), mode="bicubic", antialias=True)
+    return Image.fromarray(values[0].permute(1, 2, 0).numpy())
 
 
-def _drafted(size: int, decoding: Decoding) -> int | None:
-    return size if decoding == "fast" else None
+def middle_scaled(image: Image.Image, size: int, decoding: Decoding) -> Image.Image:
+    """An opened image with its shorter side scaled to `size`, and the middle of the longer one cut out.
+
+    `exact` rounds as torchvision's Resize and CenterCrop do; `fast` cuts first.
+    """
+    if decoding == "fast":
+        return part_scaled(image, central_square(image.width, image.height), size, decoding)
+    shorter = min(image.size)
+    width, height = int(size * image.width / shorter), int(size * image.height / shorter)
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{image.width} x {image.height} is too narrow to be scaled and cut to {size}")
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    whole = decode(image).resize((width, height), Image.Resampling.BICUBIC)
+    return whole.crop((left, top, left + size, top + size))
+
+
+def _unaugmented(image: Image.Image, size: int, resize: Resize, decoding: Decoding) -> Image.Image:
+    return part_scaled(image, WHOLE, size, decoding) if resize == "squash" else middle_scaled(image, size, decoding)
+
+
+def evaluation_image(data: bytes, size: int, resize: Resize, decoding: Decoding = "exact") -> Tensor:
+    """(3, size, size) uint8: both sides scaled to `size`, or the shorter one and the middle cut out."""
+    return to_tensor(_unaugmented(open_image(data), size, resize, decoding))
 
 
 def training_image(
     data: bytes,
     size: int,
-    resize: Literal["squash", "crop"],
+    resize: Resize,
     *,
     crop_scale: Sequence[float] | None,
     crop_aspect: Sequence[float],
     horizontal_flip: float,
+    auto_augment: bool = False,
     generator: random.Random,
     decoding: Decoding = "exact",
 ) -> Tensor:
-    """(3, size, size) uint8, cropped and flipped at random; without `crop_scale` cut as for evaluation.
+    """(3, size, size) uint8, cropped, flipped and coloured at random; without `crop_scale` cut as for evaluation.
 
-    The flip is drawn before the crop, so that switching one off leaves the other as it was.
+    The flip is drawn before the crop and AutoAugment last, so that switching one off leaves the others as they were.
     """
     image = open_image(data)
     flip = generator.random() < horizontal_flip
     if crop_scale is not None:
         box = random_box(image.width, image.height, crop_scale, crop_aspect, generator)
+        pixels = part_scaled(image, box, size, decoding)
     else:
-        box = WHOLE if resize == "squash" else central_square(image.width, image.height)
-    return to_tensor(decode(image, box, _drafted(size, decoding)), size, flip=flip, decoding=decoding)
+        pixels = _unaugmented(image, size, resize, decoding)
+    if flip:
+        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return to_tensor(auto_augmented(pixels, generator) if auto_augment else pixels)

@@ -45,6 +45,19 @@ def test_augmentation_is_a_function_of_seed_epoch_and_row(dataset_folder: Path, 
         assert torch.equal(pile[4], pile[5]) and not torch.equal(pile[0], pile[4])
 
 
+def test_auto_augment_is_for_training_alone(dataset_folder: Path, data_section: MakeSection) -> None:
+    plain = PairDataset(data_section(dataset_folder), "train", seed=0)
+    augmented = PairDataset(data_section(dataset_folder, augmentation={"auto_augment": True}), "train", seed=0)
+
+    def changed(epoch: int | None) -> int:
+        pixels = [
+            (plain.read(row, epoch)["pixel_values"], augmented.read(row, epoch)["pixel_values"]) for row in range(20)
+        ]
+        return sum(not torch.equal(before, after) for before, after in pixels)
+
+    assert changed(None) == 0 and changed(1) >= 10
+
+
 def test_evaluation_sets_hold_each_image_and_text_once(dataset_folder: Path, data_section: MakeSection) -> None:
     data = data_section(dataset_folder, **AUGMENTED)
     images, texts = ImageDataset(data, "valid"), TextDataset(data, "valid")

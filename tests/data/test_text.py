@@ -68,6 +68,69 @@ def test_chinese_clip_cleaning_straightens_quotes(tmp_path: Path) -> None:
     assert cleaned.tolist() == [2, 6, 5, 6, 3, 0]
 
 
+# What the original trainer's own tokenizer (cn_clip/clip/bert_tokenizer.py) makes of each caption with these tokens:
+# [PAD] 0 [UNK] 1 [CLS] 2 [SEP] 3 [MASK] 4.
+ORIGINAL_TOKENS = [
+    *SPECIAL_TOKENS,
+    "红",
+    "花",
+    "a",
+    "##a",
+    "##b",
+    '"',
+    ",",
+    "，",
+    "cafe",
+    "[",
+    "]",
+    "sep",
+    "１",
+    "½",
+    "i",
+    "##aa",
+]
+ORIGINAL_IDS = {
+    "红花": [2, 5, 6, 3],
+    "“红”": [2, 10, 5, 10, 3],
+    "‘红’": [2, 1, 5, 1, 3],
+    "CAFÉ café cafe\u0301": [2, 13, 13, 13, 3],
+    "红Aab花": [2, 5, 7, 8, 9, 6, 3],
+    "a，a,a": [2, 7, 12, 7, 11, 7, 3],
+    "[SEP]": [2, 14, 16, 15, 3],
+    "a\u0000\u200b\ufeff\ufffda": [2, 7, 8, 3],
+    "a\u3000a\u00a0a\ta\u2028a": [2, 7, 7, 7, 7, 7, 3],
+    "１½": [2, 1, 3],
+    "１ ½": [2, 17, 18, 3],
+    "İ": [2, 19, 3],
+    "😀👍🏽": [2, 1, 3],
+    "a\ue000a 红\uf8ff": [2, 1, 5, 1, 3],
+    "\U000f0000红": [2, 1, 5, 3],
+    "a\U0002b820a": [2, 7, 1, 7, 3],
+    "a" * 101: [2, 7, *[20] * 49, 3],
+    "a" * 200: [2, 7, *[20] * 49, 3],
+    "a" * 201: [2, 1, 3],
+    " \u200b\n": [2, 3],
+    "红" * 80: [2, *[5] * 50, 3],
+}
+
+
+@pytest.mark.parametrize("text", list(ORIGINAL_IDS), ids=lambda text: ascii(text)[:20])
+def test_chinese_clip_cleaning_gives_the_originals_ids(tmp_path: Path, text: str) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(ORIGINAL_TOKENS), encoding="utf-8")
+    tokenizer = pickle.loads(pickle.dumps(open_tokenizer(str(tmp_path / "vocab.txt"), 52, cleaning="chinese_clip")))
+    wanted = ORIGINAL_IDS[text]
+    input_ids, attention_mask = tokenizer.encode(text)
+    assert input_ids.tolist() == wanted + [0] * (52 - len(wanted))
+    assert attention_mask.tolist() == [1] * len(wanted) + [0] * (52 - len(wanted))
+
+
+def test_without_cleaning_words_are_cut_as_transformers_cuts_them(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(ORIGINAL_TOKENS), encoding="utf-8")
+    tokenizer = open_tokenizer(str(tmp_path / "vocab.txt"), 52)
+    assert tokenizer.encode("a" * 101)[0][:3].tolist() == [2, 1, 3]
+    assert tokenizer.encode("a\ue000a")[0][:4].tolist() == [2, 7, 8, 3]
+
+
 def test_masking_hits_only_content_and_at_its_rate(folder: Path) -> None:
     tokenizer = open_tokenizer(str(folder), 50, mask_tokens=0.25)
     caption = "红" * 40
