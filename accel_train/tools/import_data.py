@@ -4,10 +4,7 @@ Nothing is left behind by an import that fails: the folder is written under anot
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +25,7 @@ from accel_train.data.readers.records import Columns, Record
 from accel_train.data.text import SPECIAL_TOKENS, caption_vocabulary, save_tokenizer
 from accel_train.errors import UserError
 from accel_train.tools.import_split import BadRecords, SplitImport
+from accel_train.tools.written_aside import written_aside
 
 
 class Format(NamedTuple):
@@ -102,7 +100,7 @@ def import_data(
     described: dict[str, dict[str, Any]] = {}
     num_dropped = 0
     captions: list[str] = []
-    with _aside(target) as folder, _progress(show_progress) as progress:
+    with written_aside(target) as folder, progress_of_import(show_progress) as progress:
         for split, paths in files.items():
             line = progress.add_task(split, total=None)
             importer = SplitImport(folder, split, valid_share, bad)
@@ -152,12 +150,7 @@ def _check_options(valid_share: float | None, build_tokenizer: int | None, max_b
 
 
 def _check_result(source: str, described: dict[str, dict[str, Any]], bad: BadRecords, max_bad_records: int) -> None:
-    if bad.count > max_bad_records:
-        more = f"\n... and {bad.count - len(bad.listed)} more" if bad.count > len(bad.listed) else ""
-        raise UserError(
-            f"{source}: {bad.count} bad records, and --max-bad-records is {max_bad_records}. Repair the source, or allow "
-            "that many to be left out.\n" + "\n".join(bad.listed) + more
-        )
+    bad.refuse_beyond(max_bad_records, source)
     for split, counts in described.items():
         if counts["num_pairs"] == 0:
             raise UserError(
@@ -180,21 +173,7 @@ def _write_description(
     (folder / "dataset.json").write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its name at the end, and vanishes if anything goes wrong before."""
-    folder = target.parent / f".{target.name}.importing-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        folder.rename(target)
-    except OSError as error:
-        raise UserError(f"{target}: the dataset can't be written ({error}).") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _progress(shown: bool) -> Progress:
+def progress_of_import(shown: bool) -> Progress:
     """A line for each split on a terminal; nothing elsewhere."""
     text = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} records"), TimeElapsedColumn()
     progress = Progress(*text)

@@ -7,6 +7,7 @@ from typing import Any
 from accel_train.data.arrow_writer import SplitWriter, content_key
 from accel_train.data.readers.records import BadRecord, ImageRecord, Record, TextRecord
 from accel_train.data.transforms import UnreadableImage, decode, open_image
+from accel_train.errors import UserError
 
 MAX_LISTED = 100
 """Bad records that are listed; the rest is only counted."""
@@ -26,6 +27,15 @@ class BadRecords:
         self.count += 1
         if len(self.listed) < MAX_LISTED:
             self.listed.append(f"{where}: {reason}")
+
+    def refuse_beyond(self, allowed: int, source: str) -> None:
+        """Raises UserError, with the list, if there are more than `--max-bad-records`."""
+        if self.count > allowed:
+            more = f"\n... and {self.count - len(self.listed)} more" if self.count > len(self.listed) else ""
+            raise UserError(
+                f"{source}: {self.count} bad records, and --max-bad-records is {allowed}. Repair the source, or allow "
+                "that many to be left out.\n" + "\n".join(self.listed) + more
+            )
 
 
 class SplitImport:
