@@ -147,7 +147,9 @@ class ContrastiveTask(Task):
             changes |= {name: Backbone(pretrained=str(Path(folder) / name)) for name in ("image", "text")}
         else:
             changes |= {"pretrained": folder, "size": None, "config": {}}
-        return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+        # The export holds the tokenizer too: the dataset that it came from need not be there any more.
+        data = config.data.model_copy(update={"tokenizer": folder})
+        return config.model_copy(update={"model": config.model.model_copy(update=changes), "data": data})
 
     def export(self, model: nn.Module, folder: str) -> None:
         """A Hugging Face folder with the model, its image processor and its tokenizer."""

@@ -22,18 +22,18 @@ NUM_ANSWERS = 5
 
 
 def evaluate_command(
-    run_or_export: str,
+    source: str,
     *,
     split: str | None,
     overrides: list[str],
     as_json: bool,
     contact_sheet: str | None,
-    checkpoint: str,
+    checkpoint: str | None,
 ) -> dict[str, float]:
     """Scores the split over all ranks, prints a table or JSON, and draws a contact sheet if asked. Returns the scores."""
     if contact_sheet is not None and (not contact_sheet.endswith(".png") or not Path(contact_sheet).parent.is_dir()):
         raise UserError(f"--contact-sheet: {contact_sheet} must end in .png and lie in a folder that exists.")
-    config = open_config(run_or_export, overrides)
+    config = open_config(source, overrides)
     split = split or config.data.valid_split
     if split is None:
         raise UserError("data.valid_split is null; name a split with --split.")
@@ -41,7 +41,7 @@ def evaluate_command(
         raise UserError(f"--contact-sheet draws images found for texts; the task {config.task} has none.")
     engine = build_engine(config, for_evaluation=True)
     try:
-        trained = open_trained(run_or_export, config, checkpoint=checkpoint)
+        trained = open_trained(source, config, checkpoint=checkpoint)
         engine.hold(trained.model, precision=config.precision)
         outcome = evaluate(engine, trained.task, split, config)
         if engine.is_main:
