@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from accel_train.config.inputs import ImageInput, TextInput
-from accel_train.config.schema import DataSection, RunConfig, Section, Share, changed_keys, exactly_one
+from accel_train.config.inputs import CropAndFlip, ImageInput, TextInput, crop_rules
+from accel_train.config.schema import DataSection, RunConfig, Section, Share, exactly_one
 
 CHECKPOINT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -70,15 +70,9 @@ class DualEncoderSection(ModelSection):
     """How text tokens become one vector: learnt attention over the tokens, BERT's pooler, the first token, the mean."""
 
 
-class Augmentation(Section):
+class Augmentation(CropAndFlip):
     """Training-time augmentation; each draw is a function of (seed, epoch, sample)."""
 
-    crop_scale: list[Share] | None = Field(None, min_length=2, max_length=2)
-    """RandomResizedCrop: smallest and largest share of the image's area, for example [0.9, 1.0]. null: no crop."""
-    crop_aspect: list[Annotated[float, Field(gt=0)]] = Field([0.75, 4 / 3], min_length=2, max_length=2)
-    """Smallest and largest aspect ratio of a crop."""
-    horizontal_flip: Share = 0.0
-    """Probability of a left-right flip."""
     auto_augment: bool = False
     """AutoAugment's policy for ImageNet (arXiv:1805.09501), after crop and flip."""
     mask_tokens: Share = 0.0
@@ -124,8 +118,8 @@ class ContrastiveConfig(RunConfig):
     distillation: DistillationSection | None = None
 
     def contradictions(self) -> Iterator[str]:
-        yield from _model(self.model)
-        yield from _augmentation(self.data.augmentation)
+        yield from model_rules(self.model)
+        yield from crop_rules(self.data.augmentation)
         if not self.data.tokenizer.strip():
             yield f"data.tokenizer: found {self.data.tokenizer!r}; it must not be empty."
         if self.distillation is not None:
@@ -135,22 +129,23 @@ class ContrastiveConfig(RunConfig):
                 yield f"distillation.guides: {guide} stands there {guides.count(guide)} times; name it once."
 
 
-def _model(model: ClipModelSection | DualEncoderSection) -> Iterator[str]:
+def model_rules(model: ClipModelSection | DualEncoderSection, where: str = "model.") -> Iterator[str]:
+    """Contradictions within a model section; `where` is its path with a dot at its end."""
     if isinstance(model, ClipModelSection):
-        yield from _weights("model.", model, "size")
+        yield from _weights(where, model, "size")
         for key in ("vision_pretrained", "text_pretrained"):
             if getattr(model, key) is not None and model.pretrained is not None:
                 yield (
-                    f"model.{key}: {getattr(model, key)!r} contradicts model.pretrained ({model.pretrained!r}), which "
+                    f"{where}{key}: {getattr(model, key)!r} contradicts {where}pretrained ({model.pretrained!r}), which "
                     "holds both towers. Take one of them out."
                 )
     else:
-        yield from _weights("model.image.", model.image, "architecture")
-        yield from _weights("model.text.", model.text, "architecture")
+        yield from _weights(f"{where}image.", model.image, "architecture")
+        yield from _weights(f"{where}text.", model.text, "architecture")
     if model.temperature and model.max_logit_scale and 1 / model.temperature > model.max_logit_scale * (1 + 1e-6):
         yield (
-            f"model.temperature: {model.temperature:g} starts logit_scale at {1 / model.temperature:g}, above "
-            f"model.max_logit_scale ({model.max_logit_scale:g}). Raise one of the two."
+            f"{where}temperature: {model.temperature:g} starts logit_scale at {1 / model.temperature:g}, above "
+            f"{where}max_logit_scale ({model.max_logit_scale:g}). Raise one of the two."
         )
 
 
@@ -171,14 +166,3 @@ def _weights(where: str, section: ClipModelSection | Backbone, from_scratch: str
             f"{where}config: {section.config!r} would be ignored beside {where}pretrained ({source!r}), "
             f"whose folder holds its own. Take it out, or use {from_scratch}."
         )
-
-
-def _augmentation(augmentation: Augmentation) -> Iterator[str]:
-    where = "data.augmentation."
-    scale, aspect = augmentation.crop_scale, augmentation.crop_aspect
-    if scale is not None and not 0 < scale[0] <= scale[1]:
-        yield f"{where}crop_scale: found {scale}; it must be [smallest, largest] with 0 < smallest <= largest <= 1."
-    if aspect[0] > aspect[1]:
-        yield f"{where}crop_aspect: found {aspect}; it must be [smallest, largest]."
-    if scale is None and changed_keys(augmentation, "crop_aspect"):
-        yield f"{where}crop_aspect: {aspect} would be ignored, since {where}crop_scale is null and nothing is cropped."

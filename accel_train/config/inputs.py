@@ -1,10 +1,11 @@
 """Keys of images and texts that the data sections of several tasks share."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from accel_train.config.schema import Section
+from accel_train.config.schema import Section, Share, changed_keys
 
 
 class ImageInput(Section):
@@ -33,3 +34,26 @@ class TextInput(Section):
     text_cleaning: Literal["none", "chinese_clip"] = "none"
     """`chinese_clip` lower-cases captions and straightens curly double quotes before tokenising, as the original trainer
     did for the published weights."""
+
+
+class CropAndFlip(Section):
+    """Training-time augmentation of where an image's pixels are; each draw is a function of (seed, epoch, sample)."""
+
+    crop_scale: list[Share] | None = Field(None, min_length=2, max_length=2)
+    """RandomResizedCrop: smallest and largest share of the image's area, for example [0.9, 1.0]. null: no crop."""
+    crop_aspect: list[Annotated[float, Field(gt=0)]] = Field([0.75, 4 / 3], min_length=2, max_length=2)
+    """Smallest and largest aspect ratio of a crop."""
+    horizontal_flip: Share = 0.0
+    """Probability of a left-right flip."""
+
+
+def crop_rules(augmentation: CropAndFlip) -> Iterator[str]:
+    """Contradictions within `data.augmentation`."""
+    where = "data.augmentation."
+    scale, aspect = augmentation.crop_scale, augmentation.crop_aspect
+    if scale is not None and not 0 < scale[0] <= scale[1]:
+        yield f"{where}crop_scale: found {scale}; it must be [smallest, largest] with 0 < smallest <= largest <= 1."
+    if aspect[0] > aspect[1]:
+        yield f"{where}crop_aspect: found {aspect}; it must be [smallest, largest]."
+    if scale is None and changed_keys(augmentation, "crop_aspect"):
+        yield f"{where}crop_aspect: {aspect} would be ignored, since {where}crop_scale is null and nothing is cropped."
