@@ -20,6 +20,7 @@ from accel_train.data.readers import (
     image_folder,
     jsonl,
     parquet,
+    webdataset,
 )
 from accel_train.data.readers.records import Columns, Record
 from accel_train.data.text import SPECIAL_TOKENS, caption_vocabulary, save_tokenizer
@@ -39,6 +40,7 @@ FORMATS = {
     "chinese_clip_tsv": Format(chinese_clip_tsv.find_splits, chinese_clip_tsv.read),
     "chinese_clip_lmdb": Format(chinese_clip_lmdb.find_splits, chinese_clip_lmdb.read),
     "hf_datasets": Format(hf_datasets.find_splits, hf_datasets.read),
+    "webdataset": Format(webdataset.find_splits, webdataset.read),
     "parquet": Format(parquet.find_splits, parquet.read),
     "jsonl": Format(jsonl.find_splits, jsonl.read),
     "csv": Format(csv_table.find_splits, csv_table.read),

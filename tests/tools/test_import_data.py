@@ -206,7 +206,7 @@ def test_round_trip(tmp_path: Path, emoji: Splits, kind: str) -> None:
 
 
 def test_every_format_is_covered() -> None:
-    assert {name for name, _ in WRITERS.values()} | {"image_folder"} == set(FORMATS)
+    assert {name for name, _ in WRITERS.values()} | {"image_folder", "webdataset"} == set(FORMATS)
 
 
 def test_image_folders_with_sidecars(tmp_path: Path, emoji: Splits) -> None:
