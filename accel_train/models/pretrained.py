@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -87,7 +87,26 @@ def load_model(
             faults.append(f"{kind}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
     if faults:
         raise UserError(f"{where}: the weights in {folder} don't fit {type(model).__name__}. {'; '.join(faults)}.")
+    _restore_padding_rows(model, folder)
     return model
+
+
+@torch.no_grad()
+def _restore_padding_rows(model: nn.Module, folder: str) -> None:
+    """Reads again what transformers 5.23 overwrites with zeros: the padding token's row of Chinese-CLIP's embeddings.
+
+    No feature depends on the row, but a checkpoint that is converted and converted back should be the same.
+    """
+    embeddings = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None
+    }
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            for name in embeddings.keys() & weights.keys():
+                row = embeddings[name].padding_idx
+                embeddings[name].weight[row] = weights.get_slice(name)[row]
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:

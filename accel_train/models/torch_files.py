@@ -99,6 +99,8 @@ def _read_safetensors(path: str, where: str) -> dict[str, Tensor]:
 def _reason(error: Exception) -> str:
     """The part of torch's message that names the fault, without its advice to load the file unsafely."""
     text = " ".join(str(error).split())
-    _, _, fault = text.partition("WeightsUnpickler error: ")
-    fault = (fault or text).split(" Please use", 1)[0].split(" Check the documentation", 1)[0]
-    return (fault or type(error).__name__).rstrip(". ")
+    for advice in ("from a trusted source. ", "WeightsUnpickler error: "):
+        text = text.rpartition(advice)[2]
+    for advice in (" Please use", " Check the documentation"):
+        text = text.partition(advice)[0]
+    return text.rstrip(". ") or type(error).__name__
