@@ -175,8 +175,8 @@ def evaluation_batches(
     for batch, reply in zip(batches, replies, strict=True):
         if reply.unreadable:
             raise UserError(
-                f"Evaluation needs every sample of the split, but {len(reply.unreadable)} can't be read, the first: "
-                f"{reply.unreadable[0]}. Import the dataset again without it."
+                f"Evaluation needs every sample, but {len(reply.unreadable)} can't be read, the first: "
+                f"{reply.unreadable[0]}. Leave it out: import the dataset again, or take the file out of its folder."
             )
         yield reply.columns | {"row": torch.tensor(batch)}
 
