@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from accel_train.models.batch_norm import batch_statistics
 from accel_train.models.dropout import per_sample_masks
 
 _MASK = (1 << 64) - 1
@@ -33,14 +34,12 @@ def seed_everything(key: int) -> None:
 
 @contextmanager
 def forward_randomness(*, seed: int, step: int, position: int, sample_ids: Tensor, per_sample: bool) -> Iterator[None]:
-    """Makes dropout inside a function of its arguments: enter it again to draw the same masks.
+    """Makes dropout inside a function of its arguments: enter it again to draw the same masks, and BatchNorm counts once.
 
     `position` is the place of the micro-batch's first row in the global batch, so at a fixed micro-batch size the draws
     don't depend on how micro-batches are dealt to ranks. With `per_sample` every row draws by its sample id alone.
     """
     seed_everything(mixed(seed, step, position))
-    if per_sample:
-        with per_sample_masks(sample_ids, mixed(seed, step)):
-            yield
-    else:
+    masks = per_sample_masks(sample_ids, mixed(seed, step)) if per_sample else nullcontext()
+    with masks, batch_statistics(step, position):
         yield

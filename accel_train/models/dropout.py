@@ -107,6 +107,16 @@ def _keyed_forward(
     return forward
 
 
+def per_sample_bits(count: int, device: torch.device) -> Tensor | None:
+    """(n, count) random 64-bit integers, a function of (key, sample) alone, unlike those of every dropout module.
+
+    None where no `per_sample_masks` are in force.
+    """
+    if _ACTIVE.streams is None:
+        return None
+    return _bits(_ACTIVE.streams.to(device), count, site=-1, call=0)  # modules have sites from 0
+
+
 def _drop(values: Tensor, mask_shape: Sequence[int], rate: float, site: int, call: int) -> Tensor:
     """Zeroes elements, or whole samples, with probability `rate`, and scales up the rest."""
     streams = _ACTIVE.streams
@@ -122,9 +132,14 @@ def _drop(values: Tensor, mask_shape: Sequence[int], rate: float, site: int, cal
 @torch.library.custom_op("accel_train::keep_mask", mutates_args=())
 def _keep_mask(streams: Tensor, shape: Sequence[int], rate: float, site: int, call: int) -> Tensor:
     """streams (n,) and a shape (n, ...) to booleans that are False with probability `rate`."""
-    start = _mix(streams + _signed((site * 64 + call) * _GAMMA))
-    bits = _mix(start[:, None] + torch.arange(math.prod(shape[1:]), device=streams.device) * _GAMMA)
+    bits = _bits(streams, math.prod(shape[1:]), site, call)
     return (((bits >> 40) & 0xFFFFFF) >= round(rate * 2**24)).view(shape)
+
+
+def _bits(streams: Tensor, count: int, site: int, call: int) -> Tensor:
+    """streams (n,) to (n, count) random 64-bit integers."""
+    start = _mix(streams + _signed((site * 64 + call) * _GAMMA))
+    return _mix(start[:, None] + torch.arange(count, device=streams.device) * _GAMMA)
 
 
 @_keep_mask.register_fake

@@ -1,7 +1,5 @@
 """Contrastive training of an image tower and a text tower (CLIP, Chinese-CLIP, SigLIP, dual encoders)."""
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,28 +11,18 @@ from accel_train.config.schema import RunConfig
 from accel_train.data.arrow_split import open_split
 from accel_train.data.dataset import Dataset
 from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset, caption_tokenizer, tokenizer_path
-from accel_train.data.text import read_vocabulary, save_tokenizer
+from accel_train.data.tokenizer_files import export_tokenizer
 from accel_train.errors import UserError
 from accel_train.losses.contrastive import info_nce, sigmoid_loss
 from accel_train.metrics.retrieval import in_batch_accuracy, recall_at
-from accel_train.models.build import build_contrastive_model
+from accel_train.models.build import adapt_to_training, build_contrastive_model
 from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.export import load_pretrained_weights, save_pretrained
 from accel_train.models.pretrained import building_on_meta
+from accel_train.optim.frozen import never_trained
 from accel_train.tasks.task import Batch, Task
 
 RECALL_AT = (1, 5, 10)
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
@@ -59,6 +47,7 @@ class ContrastiveTask(Task):
 
     def build_model(self) -> nn.Module:
         model = build_contrastive_model(self.config)
+        adapt_to_training(model, self.config.model, never_trained(model, self.config))
         if not building_on_meta():
             self._check_tokenizer(model)
         return model
@@ -155,14 +144,7 @@ class ContrastiveTask(Task):
         """A Hugging Face folder with the model, its image processor and its tokenizer."""
         assert isinstance(model, ContrastiveModel)
         save_pretrained(model, folder, self.config)
-        source = Path(tokenizer_path(self.config.data))
-        if source.is_dir():
-            _copy_tokenizer(source, Path(folder))
-            return
-        with tempfile.TemporaryDirectory() as aside:
-            made = Path(aside) / "tokenizer"
-            save_tokenizer(read_vocabulary(source), made)
-            _copy_tokenizer(made, Path(folder))
+        export_tokenizer(tokenizer_path(self.config.data), folder)
 
     def _check_tokenizer(self, model: nn.Module) -> None:
         """The token ids must be rows of the embeddings, and CLIP must find the token it takes a text's feature from."""
@@ -189,10 +171,3 @@ def _in_order(features: Tensor, rows: Tensor) -> Tensor:
     if not torch.equal(rows[order], torch.arange(len(rows), device=rows.device)):
         raise RuntimeError("evaluation gave some rows twice or not at all")
     return features[order]
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    # By name: a tokenizer often lies beside a model, whose weights and configuration must not land on ours.
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
