@@ -4,26 +4,16 @@ import torch
 from torch import Tensor
 
 from accel_train.config.contrastive import PairData
-from accel_train.data.arrow_split import Split, dataset_folder, open_split
+from accel_train.data.arrow_split import Split, open_split
 from accel_train.data.dataset import UnreadableSample
 from accel_train.data.text import CaptionTokenizer, open_tokenizer
+from accel_train.data.tokenizer_files import find_tokenizer
 from accel_train.data.transforms import UnreadableImage, evaluation_image, sample_generator, training_image
-from accel_train.errors import UserError
-
-DATASET_TOKENIZER = "dataset:tokenizer"
 
 
 def tokenizer_path(data: PairData) -> str:
     """The folder or file that `data.tokenizer` names."""
-    if data.tokenizer != DATASET_TOKENIZER:
-        return data.tokenizer
-    folder = dataset_folder(data.path) / "tokenizer"
-    if not folder.is_dir():
-        raise UserError(
-            f"data.tokenizer is {DATASET_TOKENIZER}, but {data.path} holds no tokenizer. Import it with "
-            "--build-tokenizer, or name a tokenizer folder or vocabulary file."
-        )
-    return str(folder)
+    return find_tokenizer(data.tokenizer, data.path)
 
 
 def caption_tokenizer(data: PairData) -> CaptionTokenizer:
