@@ -234,13 +234,13 @@ DAMAGE: dict[str, tuple[Spoil, str]] = {
     # LMDB
     "pickle that runs code": (
         lmdb_records(pairs={b"1": pickle.dumps(RunsCode())}),
-        r"pairs: key 1: not a pickled record .*posix\.mkdir",
+        r"pairs: key 1: not a pickled record .*STACK_GLOBAL has no place",
     ),
     "pickle cut off": (
         lmdb_records(pairs={b"2": pickle.dumps((2, 2, "词"))[:-4]}),
         r"pairs: key 2: not a pickled record",
     ),
-    "pickle of another type": (lmdb_records(pairs={b"2": pickle.dumps([2, 2])}), r"pairs: key 2: a pickled list where"),
+    "pickle of another type": (lmdb_records(pairs={b"2": pickle.dumps(2)}), r"pairs: key 2: a pickled int that is no"),
     "pickled caption is a number": (
         lmdb_records(pairs={b"2": pickle.dumps((2, 2, 2))}),
         r"pairs: key 2: the text is 2",

@@ -3,8 +3,8 @@
 imgs: image id -> base64 image, and num_images. pairs: "0", "1", ... -> pickled (image id, text id, text), and num_samples.
 """
 
-import io
 import pickle
+import pickletools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +24,17 @@ from accel_train.data.readers.records import (
 from accel_train.errors import UserError
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Admits tuples, integers and strings. A pickle that names any class or function is refused before it is called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}, and a record holds plain values alone")
+PLAIN_OPCODES = frozenset(
+    "PROTO FRAME STOP MARK TUPLE TUPLE3 "
+    "INT BININT BININT1 BININT2 LONG LONG1 "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
+    "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET".split()
+)
+"""What pickle.dumps writes for a tuple of integers and strings, in any protocol of Python 3: nothing that names or calls
+anything."""
+MAX_MEMO = 100
+"""Places to remember values in. pickle reserves memory for as many as a record asks for."""
+MAX_ID_BITS = 256
 
 
 def find_splits(source: Path) -> dict[str, list[Path]]:
@@ -87,12 +93,22 @@ def _pair(where: str, value: bytes) -> Record:
 
 
 def _unpickled(value: bytes) -> tuple[Any, Any, Any]:
+    """The record, after a look at every instruction of the pickle: those of a plain tuple alone are carried out."""
     try:
-        record = PlainUnpickler(io.BytesIO(value)).load()
+        for opcode, argument, _ in pickletools.genops(value):
+            if opcode.name not in PLAIN_OPCODES:
+                raise pickle.UnpicklingError(f"{opcode.name} has no place in a record of plain values")
+            if "PUT" in opcode.name and argument > MAX_MEMO:
+                raise pickle.UnpicklingError(f"{opcode.name} {argument} asks for too much memory")
+        record = pickle.loads(value)
     except Exception as error:  # a damaged pickle raises nearly anything
         raise BadValue(f"not a pickled record ({error!r})") from error
     if not isinstance(record, tuple) or len(record) != 3:
-        raise BadValue(f"a pickled {type(record).__name__} where (image id, text id, text) belongs")
+        raise BadValue(f"a pickled {type(record).__name__} that is no (image id, text id, text)")
+    if any(not isinstance(part, int | str) for part in record):  # a tuple can look endless, so it is not shown
+        raise BadValue("a pickled (image id, text id, text) holds other things than numbers and strings")
+    if any(isinstance(part, int) and part.bit_length() > MAX_ID_BITS for part in record):
+        raise BadValue(f"a pickled id has more than {MAX_ID_BITS} bits")
     return record
 
 
