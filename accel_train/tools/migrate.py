@@ -107,10 +107,10 @@ def _launch(words: list[Word]) -> Launch:
                 "/data -o config.yaml), --set NAME=VALUE gives a variable."
             )
     per_node, nodes = _number(words[:place], RANKS), _number(words[:place], NODES)
-    whole = None if per_node is None else per_node * (1 if nodes is None else nodes)
+    whole = (per_node or 0) * (1 if nodes is None else nodes)
     main = PurePosixPath(words[place].text)
     folder = str(main.parent) if main.suffix == ".py" else "cn_clip/training"
-    return Launch([word.text for word in options], None if nodes == 0 else whole, folder)
+    return Launch([word.text for word in options], whole or None, folder)
 
 
 def _number(words: list[Word], names: tuple[str, ...]) -> int | None:

@@ -125,7 +125,7 @@ class Shell:
         if not piece.is_variable:
             return piece.text, None
         if piece.text.startswith("("):
-            return "", f"line {line} takes the output of a command ({piece.text[1:]})"
+            return "", f"line {line} needs a shell for {piece.text[1:]}"
         value = self.variables.get(piece.text)
         if value is None and piece.text in self.reasons:
             return "", self.reasons[piece.text]
