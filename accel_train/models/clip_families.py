@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from accel_train.models.chinese_clip_resnet import ChineseCLIPResNetConfig, ChineseCLIPResNetModel
-from accel_train.models.contrastive_model import ContrastiveModel
+from accel_train.models.contrastive_model import ContrastiveModel, Encoded
 
 
 class _TransformersModel(ContrastiveModel):
@@ -26,13 +26,13 @@ class _TransformersModel(ContrastiveModel):
     get_image_features: Callable[..., Any]
     get_text_features: Callable[..., Any]
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        features: Tensor = self.get_image_features(pixel_values=pixel_values).pooler_output
-        return features
+    def encode_images(self, pixel_values: Tensor) -> Encoded:
+        output = self.get_image_features(pixel_values=pixel_values)
+        return Encoded(output.pooler_output, output.last_hidden_state)
 
-    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        features: Tensor = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
-        return features
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+        output = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return Encoded(output.pooler_output, output.last_hidden_state)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings. FSDP2 asks for them, and transformers finds none by itself in a model with two towers."""

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,15 @@ from accel_train.config.contrastive import ContrastiveConfig
 DEFAULT_TEMPERATURE = 0.07
 DEFAULT_LOGIT_BIAS = -10.0
 """Start values for random weights (Radford et al. 2021; Zhai et al. 2023)."""
+
+
+class Encoded(NamedTuple):
+    """What a tower gives."""
+
+    features: Tensor
+    """(n, D), of any length."""
+    tokens: Tensor | None
+    """(n, T, W), the last layer's, from which the features are pooled. None where a tower pools out of sight."""
 
 
 class ContrastiveModel(nn.Module):
@@ -30,12 +40,12 @@ class ContrastiveModel(nn.Module):
     """What was done to the weights on their way in, a line each, for the run's log."""
 
     @abstractmethod
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """(n, 3, S, S) normalised pixels to (n, D) features of any length."""
+    def encode_images(self, pixel_values: Tensor) -> Encoded:
+        """From (n, 3, S, S) normalised pixels."""
 
     @abstractmethod
-    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(n, L) token ids and their mask to (n, D) features of any length."""
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+        """From (n, L) token ids and their mask."""
 
     def set_up(self, config: ContrastiveConfig, *, random_weights: bool) -> None:
         """Adds what the run's configuration says beside the architecture: pixel statistics, temperature, bias."""
@@ -60,18 +70,21 @@ class ContrastiveModel(nn.Module):
             # A bias shared by all pairs cancels in a softmax: under InfoNCE it would be a parameter without a gradient.
             _set_scalar(self, "logit_bias", bias, learn=model.learn_temperature and self.has_bias)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], *, with_tokens: bool = False) -> dict[str, Tensor]:
         """Features of the towers whose inputs are in the batch, L2-normalised in fp32, with logit_scale (and logit_bias).
 
         pixel_values: (n, 3, S, S), uint8 as loaded, or floats that are normalised already. input_ids, attention_mask:
-        (n, L). Returns image_features (n, D), text_features (n, D), logit_scale (1,), logit_bias (1,) if it is used.
+        (n, L). Returns image_features (n, D), text_features (n, D), logit_scale (1,), logit_bias (1,) if it is used;
+        `with_tokens` adds image_tokens (n, T, W) and text_tokens (n, L, V).
         """
-        outputs = {}
+        encoded: dict[str, Encoded] = {}
         if "pixel_values" in batch:
-            outputs["image_features"] = _unit_length(self.encode_images(self._normalised(batch["pixel_values"])))
+            encoded["image"] = self.encode_images(self._normalised(batch["pixel_values"]))
         if "input_ids" in batch:
-            features = self.encode_texts(batch["input_ids"], batch["attention_mask"])
-            outputs["text_features"] = _unit_length(features)
+            encoded["text"] = self.encode_texts(batch["input_ids"], batch["attention_mask"])
+        outputs = {f"{kind}_features": _unit_length(found.features) for kind, found in encoded.items()}
+        if with_tokens:
+            outputs |= {f"{kind}_tokens": found.tokens for kind, found in encoded.items() if found.tokens is not None}
         outputs["logit_scale"] = clamped_exp(self.logit_scale, self.max_logit_scale)
         if self.has_bias:
             # A copy: ZeRO-3 frees the parameter's own memory when forward returns.

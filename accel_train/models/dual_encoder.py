@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
 from accel_train.config.contrastive import Backbone, ContrastiveConfig, DualEncoderSection
 from accel_train.errors import UserError
-from accel_train.models.contrastive_model import ContrastiveModel
+from accel_train.models.contrastive_model import ContrastiveModel, Encoded
 from accel_train.models.overrides import make_config, merge
 from accel_train.models.pretrained import TASK_HEADS, building_on_meta, load_model, read_architecture
 
@@ -49,28 +49,30 @@ class DualEncoder(ContrastiveModel):
     ) -> None:
         super().__init__()
         self.vision_model, self.text_model = vision_model, text_model
-        image_width, text_width = (_width(backbone.config) for backbone in (vision_model, text_model))
+        image_width, text_width = (output_width(backbone.config) for backbone in (vision_model, text_model))
         self.text_pooling = TextPooling(pooling, text_width)
         self.visual_projection = nn.Linear(image_width, projection_dim, bias=False)
         self.text_projection = nn.Linear(text_width, projection_dim, bias=False)
         for projection in (self.visual_projection, self.text_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
+    def encode_images(self, pixel_values: Tensor) -> Encoded:
         output = self.vision_model(pixel_values=pixel_values)
+        hidden: Tensor = output.last_hidden_state
         pooled: Tensor | None = output.pooler_output
-        vector = output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
-        features: Tensor = self.visual_projection(vector)
-        return features
+        vector = hidden[:, 0] if pooled is None else pooled.flatten(1)
+        # Convolutional backbones give (n, W, height, width).
+        tokens = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
+        return Encoded(self.visual_projection(vector), tokens)
 
-    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
         output = self.text_model(input_ids=input_ids, attention_mask=attention_mask)
+        tokens: Tensor = output.last_hidden_state
         if self.text_pooling.kind == "pooler":
             vector = output.pooler_output
         else:
-            vector = self.text_pooling(output.last_hidden_state, attention_mask)
-        features: Tensor = self.text_projection(vector)
-        return features
+            vector = self.text_pooling(tokens, attention_mask)
+        return Encoded(self.text_projection(vector), tokens)
 
 
 def build_dual_encoder(config: ContrastiveConfig, section: DualEncoderSection) -> DualEncoder:
@@ -161,7 +163,7 @@ def _check_image_size(config: PretrainedConfig, image_size: int, where: str) -> 
         raise UserError(f"data.image_size is {image_size}, not a multiple of the patch size {patch} of {where}.")
 
 
-def _width(config: PretrainedConfig) -> int:
+def output_width(config: PretrainedConfig) -> int:
     """Length of a backbone's output vector."""
     sizes = architecture_value(config, "hidden_sizes")
     return int(sizes[-1] if sizes else config.hidden_size)
