@@ -60,8 +60,6 @@ class ChineseCLIPResNetModel(PreTrainedModel):
         """The original's start: torch's own for convolutions, blocks that begin as their shortcut."""
         if isinstance(module, nn.Conv2d):
             kaiming_uniform_(module.weight, a=math.sqrt(5))
-        elif isinstance(module, Bottleneck):
-            zeros_(module.norm3.weight)
         elif isinstance(module, AttentionPool):
             std = module.q_proj.in_features**-0.5
             for layer in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
@@ -69,5 +67,9 @@ class ChineseCLIPResNetModel(PreTrainedModel):
             normal_(module.position_embedding, std=std)
         elif isinstance(module, ChineseCLIPResNetModel):
             normal_(module.text_projection.weight, std=module.text_projection.in_features**-0.5)
+            # Not at the blocks themselves: outside its own package, transformers passes over modules without parameters.
+            for block in module.vision_model.modules():
+                if isinstance(block, Bottleneck):
+                    zeros_(block.norm3.weight)
         else:
             super()._init_weights(module)

@@ -207,7 +207,7 @@ def test_another_image_size_resizes_positions(build, size, other, make_config, t
     torch.save(build().state_dict(), tmp_path / "cn.pt")
     model = build_contrastive_model(make_config(section(tmp_path / "cn.pt"), image_size=other))
     assert "were resized from" in model.notes[0]
-    assert model({"pixel_values": torch.zeros(2, 3, other, other)})["image_features"].shape == (2, 32)
+    assert model.eval()({"pixel_values": torch.zeros(2, 3, other, other)})["image_features"].shape == (2, 32)
     again = build_contrastive_model(make_config(section(tmp_path / "cn.pt"), image_size=other))
     load_pretrained_weights(again, str(tmp_path / "cn.pt"), make_config(section(tmp_path / "cn.pt"), image_size=other))
     assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
