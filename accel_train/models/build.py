@@ -36,6 +36,6 @@ def adapt_to_training(model: nn.Module, section: ModelSection, frozen: Collectio
         drop_patches(model, section.mask_ratio)
         if all(f"vision_model.{name}" in frozen for name, _ in model.get_submodule("vision_model").named_parameters()):
             raise UserError(
-                f"model.mask_ratio is {section.mask_ratio:g}, but the image tower is frozen, so it stays in eval mode and sees "
-                "all patches. Set it to 0, or give the tower a learning rate."
+                f"model.mask_ratio is {section.mask_ratio:g}, but the image tower is frozen, so it stays in eval mode and "
+                "sees all patches. Set it to 0, or give the tower a learning rate."
             )

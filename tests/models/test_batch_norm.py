@@ -54,7 +54,7 @@ def test_layers_of_a_frozen_tower_are_left_alone(mode, resnet) -> None:
 
 def test_one_layer_that_trains_is_enough_to_refuse(resnet) -> None:
     frozen = [name for name, _ in resnet.named_parameters() if not name.startswith("vision_model.encoder.stages.3")]
-    with pytest.raises(UserError, match="3 BatchNorm layers that would train .vision_model.encoder.stages.3"):
+    with pytest.raises(UserError, match=r"3 BatchNorm layers that would train .vision_model.encoder.stages.3"):
         apply_batch_norm(resnet, "refuse", frozen)
 
 

@@ -158,7 +158,7 @@ def test_a_frozen_image_tower_is_refused(build, tiny, make_config) -> None:
     section = make_config(tiny["chinese_clip"] | {"mask_ratio": 0.5}).model
     frozen = [name for name, _ in model.named_parameters() if name.startswith("vision_model.")]
     adapt_to_training(copy.deepcopy(model), section, frozen[:-1])
-    with pytest.raises(UserError, match="mask_ratio is 0.5, but the image tower is frozen"):
+    with pytest.raises(UserError, match=r"mask_ratio is 0.5, but the image tower is frozen"):
         adapt_to_training(model, section, frozen)
 
 
