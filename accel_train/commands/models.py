@@ -7,10 +7,11 @@ SOURCE_HELP = "run folder, a folder written by `accel-train export`, or a config
 
 
 def evaluate(argv: list[str]) -> None:
-    """Scores a model on a split, or by zero-shot classification of a folder of images. Over all ranks, each sample once.
+    """Scores a model on a split, or on classes without training for them (zero-shot).
 
-    --zero-shot takes a folder with one subfolder of images for each class. Its prompts are the templates with the class's
-    name put in; without --templates built-in ones, Chinese where a name is Chinese, else English.
+    Each sample counts once, over all ranks. --zero-shot takes a folder with one subfolder of images for each class. Its
+    prompts are the templates with the class's name put in; without --templates built-in ones, Chinese where a name is
+    Chinese, else English.
     """
     parser = make_parser(evaluate, "accel-train evaluate runs/quickstart --split valid --contact-sheet sheet.png")
     _add_source(parser)
@@ -64,9 +65,9 @@ def evaluate(argv: list[str]) -> None:
 
 
 def embed(argv: list[str]) -> None:
-    """Writes the features of a model for a split, a folder of images or a file of texts. Over all ranks.
+    """Writes a model's features of images and texts: of a split, a folder or a file.
 
-    After a kill the same command goes on where it stopped. OUTPUT ends in .safetensors or .parquet.
+    Works over all ranks. After a kill the same command goes on where it stopped. OUTPUT ends in .safetensors or .parquet.
     """
     parser = make_parser(embed, "accel-train embed runs/quickstart features.safetensors --split train")
     _add_source(parser)

@@ -229,11 +229,12 @@ def _finish(
 def _too_many(unreadable: list[str], max_unreadable: int, *, from_split: bool) -> str:
     named = "".join(f"\n  {name}" for name in unreadable[:MAX_NAMED])
     more = f"\n  ... and {len(unreadable) - MAX_NAMED} more" if len(unreadable) > MAX_NAMED else ""
+    count = "1 image" if len(unreadable) == 1 else f"{len(unreadable)} images"
     if from_split:
-        return f"{len(unreadable)} images of the split can't be read. Import it again without them.{named}{more}"
+        return f"{count} of the split can't be read. Import it again without them.{named}{more}"
     return (
-        f"{len(unreadable)} images can't be read so far, and --max-unreadable is {max_unreadable}. Remove them, or allow "
-        f"that many to be left out; what is done is kept.{named}{more}"
+        f"{count} can't be read so far, and --max-unreadable is {max_unreadable}. Remove them, or allow that many to be "
+        f"left out; what is done is kept.{named}{more}"
     )
 
 
@@ -251,12 +252,9 @@ def _summary(target: Path, trained: Trained, inputs: Inputs) -> dict[str, Any]:
 
 
 def _in_words(summary: dict[str, Any]) -> str:
-    counts = [f"{summary[key]} {key.removeprefix('num_')}" for key in ("num_images", "num_texts") if key in summary]
-    lines = [
-        f"{summary['source']}",
-        f"{summary['input']}: {' and '.join(counts)}, {summary['num_dimensions']} numbers each",
-        f"→ {summary['output']}",
-    ]
+    counts = [(summary[f"num_{kind}s"], kind) for kind in ("image", "text") if f"num_{kind}s" in summary]
+    listed = " and ".join(f"{count} {kind}{'' if count == 1 else 's'}" for count, kind in counts)
+    lines = [summary["source"], f"{summary['input']}: {listed}, features of length {summary['num_dimensions']}"]
     if left_out := summary.get("left_out"):
-        lines.insert(2, f"left out, since they can't be read: {', '.join(left_out)}")
-    return "\n".join(lines)
+        lines.append(f"left out, since they can't be read: {', '.join(left_out)}")
+    return "\n".join([*lines, f"→ {summary['output']}"])
