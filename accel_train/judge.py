@@ -5,11 +5,11 @@ from accel_train.progress import score_table
 from accel_train.run import Run, ran_out_of_patience
 
 
-def evaluate_and_judge(run: Run) -> dict[str, float]:
+def evaluate_and_judge(run: Run) -> None:
     """Scores the validation split, remembers the best, and decides on early stopping."""
     config, state = run.config, run.state
     assert config.data.valid_split is not None
-    scores = evaluate(run.engine, run.task, config.data.valid_split, config).scores
+    scores = run.scores = evaluate(run.engine, run.task, config.data.valid_split, config).scores
     run.log.metrics(state.step, config.data.valid_split, scores)
     run.engine.track({f"{config.data.valid_split}/{name}": value for name, value in scores.items()}, state.step)
     run.log.show(score_table(scores, f"{config.data.valid_split} at step {state.step}"))
@@ -32,4 +32,3 @@ def evaluate_and_judge(run: Run) -> dict[str, float]:
         run.log.say(
             f"stopping early: {name} has not risen by more than {early.min_delta} in {early.patience} evaluations."
         )
-    return scores

@@ -9,6 +9,7 @@ from accel_train.data.dataset import Dataset
 from accel_train.data.order import Order
 from accel_train.engine.engine import Engine
 from accel_train.optim.param_groups import GroupPlan
+from accel_train.phases import Phase
 from accel_train.run_log import RunLog
 from accel_train.signals import StopRequest
 from accel_train.tasks.task import Task
@@ -16,23 +17,31 @@ from accel_train.tasks.task import Task
 
 @dataclass(slots=True)
 class Run:
-    """The parts of one run. Only `state` changes while it trains."""
+    """The parts of one run. `state` and `scores` change while it trains, `phase` and `plan` where a phase begins."""
 
     config: RunConfig
     engine: Engine
     task: Task
-    plan: GroupPlan
+    phases: list[Phase]
     order: Order
     dataset: Dataset
     log: RunLog
     checkpoints: Checkpoints
     total_steps: int
     stop: StopRequest
-    state: TrainState = field(default_factory=TrainState)
+    phase: Phase
+    plan: GroupPlan
+    state: TrainState
+    scores: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
 
     def is_due(self, interval: str | None) -> bool:
         every = interval and interval_in_steps(interval, self.order.steps_per_epoch)
         return self.is_finished or bool(every and self.state.step % every == 0)
+
+    @property
+    def ends_phase(self) -> bool:
+        return self.state.step >= self.phase.end
 
     @property
     def is_finished(self) -> bool:

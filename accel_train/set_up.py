@@ -1,11 +1,11 @@
 """Builds everything a run needs and brings it to where training goes on."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from accel_train.checkpoint.store import Checkpoints
+from accel_train.checkpoint.state import TrainState, state_of
+from accel_train.checkpoint.store import Checkpoints, folder_name
 from accel_train.config.load import dump_config, leaves
 from accel_train.config.rules import check_last_batch, num_micro_batches
 from accel_train.config.schema import RunConfig
@@ -18,7 +18,8 @@ from accel_train.models.dropout import install_per_sample_dropout
 from accel_train.models.pretrained import quiet_transformers
 from accel_train.optim.group_table import group_table
 from accel_train.optim.optimizers import make_optimizer, state_names
-from accel_train.optim.param_groups import GroupPlan, freeze, plan_groups, set_train_mode
+from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
+from accel_train.phases import phase_at, plan_phase_groups, plan_phases
 from accel_train.randomness import seed_everything
 from accel_train.resume import check_resumable, load_initial_weights
 from accel_train.run import Run
@@ -28,17 +29,6 @@ from accel_train.tasks.build import build_task
 from accel_train.tasks.task import Task
 
 FIRST_LOSS_SCALE = 2.0**16
-
-
-@dataclass(slots=True)
-class Parts:
-    """What can be built before the ranks need each other."""
-
-    task: Task
-    model: nn.Module
-    plan: GroupPlan
-    dataset: Dataset
-    order: Order
 
 
 def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *, fresh: bool) -> Run:
@@ -53,7 +43,12 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
         f"{config.precision}; a global batch of {config.data.global_batch_size} is {engine.world_size} ranks x "
         f"{micro_batches} micro-batches x {config.data.micro_batch_size}"
     )
-    parts = engine.together(lambda: build_parts(config, engine.world_size))
+    task, model = engine.together(lambda: build_model(config))
+    dataset, order = engine.together(lambda: build_data(config, task, engine.world_size))
+    for line in engine.together(lambda: task.prepare_training(engine.device)):
+        log.say(line)
+    total_steps = config.max_steps or (config.num_epochs or 0) * order.steps_per_epoch
+    phases = plan_phases(config, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps)
     checkpoints = Checkpoints(
         Path(config.run_dir),
         engine,
@@ -66,18 +61,18 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
         raise UserError(
             f"run_dir: {config.run_dir} holds a run and --fresh was given; nothing is overwritten. Choose another run_dir."
         )
+    state = TrainState()
     if resumed:
-        check_resumable(resumed[1]["about"], config, parts.dataset.fingerprint, log)
+        check_resumable(resumed[1]["about"], config, dataset.fingerprint, log)
+        state = state_of(resumed[1])
     elif (source := config.initialize_from) is not None:
-        engine.together(lambda: load_initial_weights(parts.task, parts.model, source, log))
-
-    log.show(group_table(parts.plan, max_rows=30))
-    prepare(engine, parts.model, parts.plan, config)
-    total_steps = config.max_steps or (config.num_epochs or 0) * parts.order.steps_per_epoch
-    run = Run(config, engine, parts.task, parts.plan, parts.order, parts.dataset, log, checkpoints, total_steps, stop)
+        engine.together(lambda: load_initial_weights(task, model, source, log))
+    phase = phase_at(phases, state.step)
+    plan = engine.together(lambda: plan_phase_groups(model, phases, phase, state.carried_updates))
+    run = Run(config, engine, task, phases, order, dataset, log, checkpoints, total_steps, stop, phase, plan, state)
+    start_phase(run, model, resumed[0] if resumed else None)
     if resumed:
-        run.state = checkpoints.load(*resumed)
-        log.say(f"resuming from {resumed[0]} at step {run.state.step} of {total_steps}")
+        log.say(f"resuming from {resumed[0]} at step {state.step} of {total_steps}")
     saved_precision = resumed[1]["about"]["config"]["precision"] if resumed else None
     if config.precision != saved_precision:
         run.state.loss_scale = FIRST_LOSS_SCALE if config.precision == "fp16" else 1.0
@@ -87,15 +82,35 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
     return run
 
 
-def build_parts(config: RunConfig, world_size: int) -> Parts:
-    """Task, model with its groups, data and order; opens the validation split too, so that it fails here if it does."""
+def next_phase(run: Run) -> None:
+    """Builds the run anew for the phase that begins at this step, from the checkpoint that the last phase left here."""
+    run.engine.release()
+    _, model = run.engine.together(lambda: build_model(run.config))
+    run.phase = phase_at(run.phases, run.state.step)
+    run.plan = plan_phase_groups(model, run.phases, run.phase, run.state.carried_updates)
+    run.log.say(f"phase {run.phase.name} begins at step {run.state.step}")
+    start_phase(run, model, run.checkpoints.root / folder_name(run.state.step))
+
+
+def start_phase(run: Run, model: nn.Module, checkpoint: Path | None) -> None:
+    """Puts a whole model into the engine for the run's present phase, and the checkpoint's values into both."""
+    freeze(model, run.plan)
+    run.log.show(group_table(run.plan, max_rows=30))
+    prepare(run.engine, model, run.plan, run.config)
+    if checkpoint is not None:
+        run.checkpoints.load(checkpoint, run.state, run.plan)
+
+
+def build_model(config: RunConfig) -> tuple[Task, nn.Module]:
+    """The task and its whole model with the starting weights."""
     quiet_transformers()
     task = build_task(config)
     seed_everything(config.seed)
-    model = task.build_model()
-    # Groups come before `prepare`: parameter names are the model's own.
-    plan = plan_groups(model, config.optimizer)
-    freeze(model, plan)
+    return task, task.build_model()
+
+
+def build_data(config: RunConfig, task: Task, world_size: int) -> tuple[Dataset, Order]:
+    """Training data and its order; opens the validation split too, so that it fails here if it does."""
     dataset = task.build_dataset(config.data.train_split)
     if config.data.valid_split is not None:
         task.evaluation_sets(config.data.valid_split)
@@ -106,8 +121,9 @@ def build_parts(config: RunConfig, world_size: int) -> Parts:
         seed=config.seed,
         shuffle=config.data.shuffle,
         last_batch=config.data.last_batch,
+        buckets=task.buckets(dataset),
     )
-    return Parts(task, model, plan, dataset, order)
+    return dataset, order
 
 
 def prepare(engine: Engine, model: nn.Module, plan: GroupPlan, config: RunConfig) -> None:

@@ -14,13 +14,12 @@ from accel_train.engine.build import build_engine
 from accel_train.errors import CheckFailed, Stopped, UserError
 from accel_train.judge import evaluate_and_judge
 from accel_train.optim.clip import clip_factors, total_norm
-from accel_train.optim.schedule import lr_scale
 from accel_train.progress import Meter, step_summary
 from accel_train.randomness import forward_randomness
 from accel_train.resume import about_run
 from accel_train.run import Run
 from accel_train.run_log import RunLog
-from accel_train.set_up import set_up
+from accel_train.set_up import next_phase, set_up
 from accel_train.signals import StopRequest
 from accel_train.step import StepLosses, forward_backward
 
@@ -34,7 +33,12 @@ def train(config: RunConfig, *, fresh: bool = False) -> dict[str, float]:
     with stop.listening():
         log = RunLog(Path(config.run_dir), is_main=engine.is_main, rank=engine.rank)
         try:
-            return loop(set_up(config, engine, log, stop, fresh=fresh))
+            run = set_up(config, engine, log, stop, fresh=fresh)
+            if run.is_finished:
+                say_nothing_to_do(run)
+            while not run.is_finished:
+                loop(run)
+            return run.scores
         except (UserError, CheckFailed, Stopped) as ending:
             log.note(str(ending))
             raise
@@ -43,16 +47,11 @@ def train(config: RunConfig, *, fresh: bool = False) -> dict[str, float]:
             engine.close()
 
 
-def loop(run: Run) -> dict[str, float]:
-    """From the present step to the last one."""
+def loop(run: Run) -> None:
+    """From the present step to the end of its phase, and into the next phase if there is one."""
     config, engine, state = run.config, run.engine, run.state
-    scores: dict[str, float] = {}
-    if run.is_finished:
-        why = "is complete" if state.step >= run.total_steps else "stopped early"
-        run.log.say(f"{config.run_dir} {why}: {state.step} of {run.total_steps} steps. Nothing to do.")
-        return scores
     if state.step == 0 and config.evaluation.at_start and config.data.valid_split is not None:
-        scores = evaluate_and_judge(run)
+        evaluate_and_judge(run)
     run.log.start_progress(run.total_steps, state.step)
     meter = Meter(engine.device)
     for batch in meter.waiting_for(global_batches(run)):
@@ -65,10 +64,10 @@ def loop(run: Run) -> dict[str, float]:
         summary = log_step(run, batch.epoch, losses, norms, meter) if run.is_due(config.log.log_every) else None
         run.log.progress(state.step, summary)
         if config.data.valid_split is not None and run.is_due(config.evaluation.evaluate_every):
-            scores = evaluate_and_judge(run)
+            evaluate_and_judge(run)
             meter.restart()
         stopping = asked_to_stop(run)
-        if stopping or state.best_step == state.step or run.is_due(config.checkpoint.save_every):
+        if stopping or state.best_step == state.step or run.ends_phase or run.is_due(config.checkpoint.save_every):
             run.checkpoints.save(state, about_run(config, run.dataset.fingerprint))
             meter.restart()
         if run.is_finished:
@@ -79,17 +78,25 @@ def loop(run: Run) -> dict[str, float]:
                 "command goes on from it."
             )
     run.log.stop_progress()
-    best = (
-        ""
-        if state.best_score is None
-        else f"; best {run.task.best_score} {state.best_score:.4f} at step {state.best_step}"
-    )
-    run.log.say(f"done: {state.step} steps{best}; checkpoints in {run.checkpoints.root}")
-    return scores
+    if run.is_finished:
+        best = (
+            ""
+            if state.best_score is None
+            else f"; best {run.task.best_score} {state.best_score:.4f} at step {state.best_step}"
+        )
+        run.log.say(f"done: {state.step} steps{best}; checkpoints in {run.checkpoints.root}")
+    else:
+        next_phase(run)
+
+
+def say_nothing_to_do(run: Run) -> None:
+    """For a run that was at its end when it was started."""
+    why = "is complete" if run.state.step >= run.total_steps else "stopped early"
+    run.log.say(f"{run.config.run_dir} {why}: {run.state.step} of {run.total_steps} steps. Nothing to do.")
 
 
 def global_batches(run: Run) -> Iterator[Step]:
-    """This rank's share of every global batch from the present step on."""
+    """This rank's share of every global batch from the present step to the end of its phase."""
     return train_steps(
         run.dataset,
         run.order,
@@ -97,7 +104,7 @@ def global_batches(run: Run) -> Iterator[Step]:
         rank=run.engine.rank,
         world_size=run.engine.world_size,
         first_step=run.state.step,
-        last_step=run.total_steps,
+        last_step=run.phase.end,
         seed=run.config.seed,
         pin_memory=run.engine.device.type == "cuda",
     )
@@ -129,9 +136,7 @@ def agree_on_rows(run: Run, batch: Step) -> list[int]:
 
 def set_learning_rates(run: Run) -> None:
     """Writes base_lr x scale(step) into every group."""
-    scale = lr_scale(
-        run.state.step, run.config.schedule, total_steps=run.total_steps, steps_per_epoch=run.order.steps_per_epoch
-    )
+    scale = run.phase.lr_scale(run.state.step)
     for group in run.engine.optimizer.param_groups:
         group["lr"] = group["base_lr"] * scale
 

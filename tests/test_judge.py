@@ -29,7 +29,8 @@ def judged(
     section = SimpleNamespace(best_score=NAME, early_stopping=SimpleNamespace(**early) if early else None)
     config = SimpleNamespace(evaluation=section, data=SimpleNamespace(valid_split="valid"))
     log = RunLog(tmp_path, is_main=True, rank=0)
-    run: Any = SimpleNamespace(config=config, state=TrainState(), engine=Silent(), task=None, log=log)
+    task = SimpleNamespace(best_score=NAME)
+    run: Any = SimpleNamespace(config=config, state=TrainState(), engine=Silent(), task=task, log=log, scores={})
     for step, score in enumerate(scores, start=first_step):
         if ran_out_of_patience(config, run.state):
             break

@@ -18,7 +18,7 @@ STOREYS = [
     {"errors"},
     {"config"},
     {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "signals"},
-    {"engine", "tasks", "randomness"},
+    {"engine", "tasks", "randomness", "phases"},
     {"checkpoint", "step", "evaluate"},
     {"resume"},
     {"run"},

@@ -1,6 +1,7 @@
 """Everything the loop knows beyond weights and optimizer state, small enough to read."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -21,5 +22,12 @@ class TrainState:
     best_score: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    carried_updates: dict[str, int] = field(default_factory=dict)
+    """For parameters whose optimizer state was brought from another run: its count of updates."""
     score_to_beat: float | None = None
     """What early stopping compares with: the last score that rose by more than min_delta."""
+
+
+def state_of(saved: dict[str, Any]) -> TrainState:
+    """The training state that a checkpoint's state.json holds."""
+    return TrainState(**{name: saved[name] for name in TrainState.__slots__})

@@ -16,6 +16,7 @@ from accel_train.checkpoint.state import TrainState
 from accel_train.engine.engine import Engine
 from accel_train.engine.shards import Shard
 from accel_train.errors import CheckFailed, UserError
+from accel_train.optim.param_groups import GroupPlan
 from accel_train.run_log import RunLog
 
 
@@ -88,7 +89,6 @@ class Checkpoints:
             **asdict(state),
             "engine": self.engine.launch.engine,
             "world_size": self.engine.world_size,
-            "optimizer_steps": self.engine.optimizer_steps(),
             "versions": {name: version(name) for name in ("accel_train", "torch", "accelerate", "transformers")},
             **about,
             "files": [asdict(record) for record in [files.record_of(aside / files.INDEX_FILE), *records]],
@@ -166,21 +166,21 @@ class Checkpoints:
             return f"{folder / files.STATE_FILE}: {error!r}"
         return None
 
-    def load(self, folder: Path, saved: dict[str, Any]) -> TrainState:
-        """Copies a checkpoint, from any engine and number of ranks, into the engine; returns the training state.
+    def load(self, folder: Path, state: TrainState, plan: GroupPlan) -> None:
+        """Copies a checkpoint, from any engine and number of ranks, into the engine.
 
-        Damaged newer checkpoints are renamed, so that they don't count as this run's any more.
+        Parameters whose first step this is begin with empty optimizer state. Damaged newer checkpoints are renamed, so that
+        they don't count as this run's any more.
         """
-        self.engine.together(lambda: self._read(folder))
-        self.engine.finish_loading(saved["optimizer_steps"])
-        state = TrainState(**{name: saved[name] for name in TrainState.__slots__})
+        self.engine.together(lambda: self._read(folder, plan.that_begin_at(state.step)))
+        self.engine.finish_loading([state.step - group.first_step for group in plan.groups])
         self._together("tidy up", self._tidy_after_kill, state)
-        return state
 
-    def _read(self, folder: Path) -> None:
+    def _read(self, folder: Path, beginners: frozenset[str]) -> None:
         reader = Reader(folder)
         for shard in self.engine.shards(self.state_names):
-            for kind, piece in {files.WEIGHT: shard.weight, **shard.state}.items():
+            held = {} if shard.name in beginners else shard.state
+            for kind, piece in {files.WEIGHT: shard.weight, **held}.items():
                 _check_shape(reader, kind, shard.name, shard.shape, folder)
                 reader.read_into(piece, kind, shard.name, shard.offset)
         for name, buffer in _persistent_buffers(self.engine).items():

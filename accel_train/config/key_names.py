@@ -119,8 +119,9 @@ def nearest_keys(key: str, section: type[Section], where: str, root: type[Sectio
     own = list(section.model_fields)
     prefix = f"{where}." if where else ""
     aliases = ALIASES.get(word, ())
-    # A key that stands in this place only with another `type` is not offered.
-    paths = [path for path in dict.fromkeys(all_keys(root)) if path.rpartition(".")[0] != where]
+    # A key that stands in this place only with another `type` is not offered, nor what phases repeat of other sections.
+    known = [path for path in dict.fromkeys(all_keys(root)) if not path.startswith("phases.")]
+    paths = [path for path in known if path.rpartition(".")[0] != where]
     for name in (word, *aliases):
         if name in own:
             return [prefix + name]

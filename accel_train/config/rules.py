@@ -13,8 +13,11 @@ from accel_train.config.schema import (
     OptimizerSection,
     RunConfig,
     ScheduleSection,
+    Tower,
+    TowerChange,
     changed_keys,
     exactly_one,
+    optimizer_of_phase,
 )
 from accel_train.errors import UserError
 
@@ -25,6 +28,7 @@ def check_rules(config: RunConfig) -> list[str]:
         *_length(config),
         *_data(config.data),
         *_optimizer(config.optimizer),
+        *_phases(config),
         *_schedule(config),
         *_evaluation(config.evaluation, config.data),
         *_engine(config),
@@ -62,16 +66,48 @@ def _optimizer(optimizer: OptimizerSection) -> Iterator[str]:
     if all(tower.lr == 0 for tower in optimizer.towers):
         yield "optimizer.towers: every tower has lr 0, so nothing would be trained. Give at least one a learning rate."
     for tower in optimizer.towers:
-        if tower.lr == 0 and tower.train_last is not None:
-            yield (
-                f"optimizer.towers.{tower.name}.train_last: {tower.train_last} contradicts lr 0, which freezes the "
-                "whole tower. Set train_last to null or give a learning rate."
-            )
+        yield from _frozen_tower(f"optimizer.towers.{tower.name}", tower)
         patterns = [tower.layers] if isinstance(tower.layers, str) else tower.layers
         if not patterns:
             yield f"optimizer.towers.{tower.name}.layers: found []; give a named layer list or at least one pattern."
         yield from _patterns(f"optimizer.towers.{tower.name}.layers", patterns)
     yield from _patterns("optimizer.no_decay_layers", optimizer.no_decay_layers)
+
+
+def _frozen_tower(where: str, tower: Tower) -> Iterator[str]:
+    if tower.lr == 0 and tower.train_last is not None:
+        yield (
+            f"{where}.train_last: {tower.train_last} contradicts lr 0, which freezes the whole tower. Set train_last to "
+            "null or give a learning rate."
+        )
+
+
+def _phases(config: RunConfig) -> Iterator[str]:
+    names = [phase.name for phase in config.phases]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"phases: {names.count(name)} phases are named {name!r}; names must differ."
+    optimizer = config.optimizer
+    for phase in config.phases:
+        where = f"phases.{phase.name}"
+        if not phase.towers and phase.schedule is None:
+            yield f"{where}: it changes neither towers nor schedule. Give it one of them, or take it out."
+        known = [tower.name for tower in optimizer.towers]
+        changed = [change.name for change in phase.towers]
+        for change in phase.towers:
+            if change.name not in known:
+                yield f"{where}.towers: no tower is named {change.name!r}; optimizer.towers has {', '.join(known)}."
+            elif changed.count(change.name) > 1:
+                yield f"{where}.towers: {change.name} stands there {changed.count(change.name)} times; name it once."
+            elif not changed_keys(change, *(key for key in TowerChange.model_fields if key != "name")):
+                yield f"{where}.towers.{change.name}: nothing is changed. Give a key, or take it out."
+        optimizer = optimizer_of_phase(optimizer, phase)
+        for tower in optimizer.towers:
+            if tower.name in changed:
+                yield from _frozen_tower(f"{where}.towers.{tower.name}", tower)
+        if all(tower.lr == 0 for tower in optimizer.towers):
+            yield f"{where}.towers: every tower has lr 0, so nothing would be trained."
+        if phase.schedule is not None:
+            yield from _schedule_keys(f"{where}.schedule", phase.schedule)
 
 
 def _patterns(where: str, patterns: list[str]) -> Iterator[str]:
@@ -84,29 +120,33 @@ def _patterns(where: str, patterns: list[str]) -> Iterator[str]:
 
 def _schedule(config: RunConfig) -> Iterator[str]:
     schedule = config.schedule
-    if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
-        yield (
-            f"schedule.warmup_steps: warmup_steps is {schedule.warmup_steps} and schedule.warmup_ratio is "
-            f"{schedule.warmup_ratio:g}; give at most one of them and set the other to null."
-        )
+    yield from _schedule_keys("schedule", schedule)
     if config.max_steps is not None and (schedule.warmup_steps or 0) > config.max_steps:
         yield (
             f"schedule.warmup_steps: {schedule.warmup_steps} is more than max_steps ({config.max_steps}), so the "
             "learning rate would never be reached. Lower it, or set warmup_ratio instead."
         )
+
+
+def _schedule_keys(where: str, schedule: ScheduleSection) -> Iterator[str]:
+    if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
+        yield (
+            f"{where}.warmup_steps: warmup_steps is {schedule.warmup_steps} and {where}.warmup_ratio is "
+            f"{schedule.warmup_ratio:g}; give at most one of them and set the other to null."
+        )
     if schedule.name == "constant" and schedule.min_lr_ratio != 0:
-        yield f"schedule.min_lr_ratio: {schedule.min_lr_ratio:g} would be ignored, since schedule.name is constant."
+        yield f"{where}.min_lr_ratio: {schedule.min_lr_ratio:g} would be ignored, since {where}.name is constant."
     for name, keys in (("step", ["step_every", "step_factor"]), ("cyclic", ["cycle_length"])):
-        yield from _only_with(schedule, name, keys)
+        yield from _only_with(where, schedule, name, keys)
 
 
-def _only_with(schedule: ScheduleSection, name: str, keys: list[str]) -> Iterator[str]:
+def _only_with(where: str, schedule: ScheduleSection, name: str, keys: list[str]) -> Iterator[str]:
     for key in keys:
         value = getattr(schedule, key)
         if schedule.name == name and value is None:
-            yield f"schedule.{key}: missing, but schedule.name is {name}, which needs it."
+            yield f"{where}.{key}: missing, but {where}.name is {name}, which needs it."
         elif schedule.name != name and value is not None:
-            yield f"schedule.{key}: {value!r} would be ignored, since schedule.name is {schedule.name}, not {name}."
+            yield f"{where}.{key}: {value!r} would be ignored, since {where}.name is {schedule.name}, not {name}."
 
 
 def _evaluation(evaluation: EvaluationSection, data: DataSection) -> Iterator[str]:

@@ -5,7 +5,7 @@ All sections refuse unknown keys. Rules that join several of these keys stand in
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -112,6 +112,33 @@ class ScheduleSection(Section):
     """For `cyclic`: the length of one triangle, down and up again."""
 
 
+class TowerChange(Section):
+    """What a phase changes of a tower; a key left out stays as it was in the phase before."""
+
+    name: str
+    """A tower of optimizer.towers."""
+    lr: Annotated[float, Field(ge=0)] | None = None
+    """0 freezes the tower."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    train_last: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+class PhaseSection(Section):
+    """A later part of the run, with other towers in training or another schedule.
+
+    The run begins as `optimizer` and `schedule` say. Parameters that go on training keep their optimizer state.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    start: Interval
+    """How far into the run the phase begins, for example `10 epochs`."""
+    towers: list[TowerChange] = []
+    schedule: ScheduleSection | None = None
+    """A schedule of its own, counted from the phase's start. null: the one before goes on."""
+
+
 class EarlyStopping(Section):
     patience: Annotated[int, Field(ge=1)]
     """Evaluations without a better score before the run ends."""
@@ -185,6 +212,8 @@ class RunConfig(Section):
     data: DataSection
     optimizer: OptimizerSection
     schedule: ScheduleSection = ScheduleSection()
+    phases: list[PhaseSection] = []
+    """Later phases of the run, in order, for two-stage training and progressive unfreezing."""
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
@@ -210,3 +239,21 @@ def exactly_one(where: str, section: Section, first: str, second: str) -> Iterat
         yield f"{where}{first}: {values}; give exactly one of them and set the other to null."
     elif not given:
         yield f"{where}{first}: neither {first} nor {second} is given; give exactly one of them."
+
+
+def optimizer_of_phase(optimizer: OptimizerSection, phase: PhaseSection) -> OptimizerSection:
+    """The optimizer section with a phase's changes to its towers."""
+    changes = {change.name: change for change in phase.towers}
+    towers = [_changed_tower(tower, changes.get(tower.name)) for tower in optimizer.towers]
+    return optimizer.model_copy(update={"towers": towers})
+
+
+def _changed_tower(tower: Tower, change: TowerChange | None) -> Tower:
+    if change is None:
+        return tower
+    given: dict[str, Any] = {key: value for key, value in change.model_dump().items() if value is not None}
+    if given.get("train_last") == "all":
+        given["train_last"] = None
+    elif given.get("lr") == 0:
+        given.setdefault("train_last", None)
+    return tower.model_copy(update=given)

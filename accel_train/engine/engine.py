@@ -1,5 +1,6 @@
 """How training is spread over ranks. Everything else in this package sees one machine and asks this class."""
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -208,12 +209,14 @@ class Engine(ABC):
         """This rank's pieces of weights and optimizer state; state that does not exist yet is made, as zeros."""
 
     @abstractmethod
-    def optimizer_steps(self) -> int:
-        """Updates that the optimizer counts; 0 for one that doesn't."""
+    def finish_loading(self, updates: list[int]) -> None:
+        """After a checkpoint was copied into the shards: sets the count of updates of each group, and what is derived."""
 
-    @abstractmethod
-    def finish_loading(self, optimizer_steps: int) -> None:
-        """After a checkpoint was copied into the shards: sets the optimizer's step count and refreshes derived copies."""
+    def release(self) -> None:
+        """Gives model and optimizer back, so that others can be prepared. The ranks stay connected."""
+        self.accelerator.free_memory()
+        del self.model, self.optimizer
+        gc.collect()
 
     def bare_model(self) -> nn.Module:
         """The model without the engine's wrapper, for names, buffers and modes."""

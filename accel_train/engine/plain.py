@@ -55,14 +55,13 @@ class TorchOptimizerEngine(Engine):
                 held[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return held
 
-    def optimizer_steps(self) -> int:
-        steps = {int(held["step"]) for held in self.optimizer.state.values() if "step" in held}
-        return max(steps, default=0)
-
-    def finish_loading(self, optimizer_steps: int) -> None:
+    def finish_loading(self, updates: list[int]) -> None:
         on_device = bool(self.optimizer.defaults.get("fused") or self.optimizer.defaults.get("capturable"))
-        for parameter, held in self.optimizer.state.items():
-            held["step"] = torch.tensor(float(optimizer_steps), device=parameter.device if on_device else "cpu")
+        for count, group in zip(updates, self.optimizer.param_groups, strict=True):
+            for parameter in group["params"]:
+                if parameter in self.optimizer.state:
+                    device = parameter.device if on_device else "cpu"
+                    self.optimizer.state[parameter]["step"] = torch.tensor(float(count), device=device)
 
 
 class DataParallel(TorchOptimizerEngine):

@@ -130,6 +130,11 @@ class Zero(Engine):
             raise RuntimeError("ZeRO updated the weights from a gradient that was to be discarded.")
         torch._foreach_zero_(pieces)
 
+    def release(self) -> None:
+        self.deepspeed.destroy()
+        del self.deepspeed, self.zero
+        super().release()
+
     def shards(self, state_names: tuple[str, ...]) -> Iterator[Shard]:
         yield from self._sharded_by_rows(state_names) if self.stage == 3 else self._flat_partitions(state_names)
         yield from self._frozen()
@@ -187,12 +192,11 @@ class Zero(Engine):
                 held[key] = torch.zeros_like(flat)
         return {key: held[key] for key in state_names}
 
-    def optimizer_steps(self) -> int:
-        return max((int(held["step"]) for held in self.optimizer.state.values() if "step" in held), default=0)
-
-    def finish_loading(self, optimizer_steps: int) -> None:
-        for held in self.optimizer.state.values():
-            held["step"] = torch.tensor(float(optimizer_steps))
+    def finish_loading(self, updates: list[int]) -> None:
+        flats = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
+        for index, flat in enumerate(flats):
+            if flat in self.optimizer.state:
+                self.optimizer.state[flat]["step"] = torch.tensor(float(updates[self._group_of(index)]))
         if self.stage < 3:
             self.zero._hp_optimizer_states_linked = False
             self.zero.update_lp_params()

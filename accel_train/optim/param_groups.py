@@ -3,7 +3,7 @@
 Plan before the engine prepares the model: names are then the model's own, and shapes are whole (ZeRO-3 empties them).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,6 +14,8 @@ from accel_train.optim.towers import Place, assign
 from accel_train.optim.weight_decay import exempt_parameters
 
 NamedParameter = tuple[str, nn.Parameter]
+Members = dict[tuple[int, int, int, bool], list[NamedParameter]]
+"""Parameters by (tower, layer, first step, exempt from weight decay)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class ParamGroup:
     weight_decay: float
     max_grad_norm: float | None
     """The tower's own clipping: the norm is over all groups of the tower together."""
+    first_step: int = 0
+    """The step of the run at which its optimizer state was empty; below 0 where it was brought from another run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,17 @@ class GroupPlan:
         """Names of all parameters that don't train."""
         return tuple(name for part in self.frozen_parts for name in part.param_names)
 
+    def that_begin_at(self, step: int) -> frozenset[str]:
+        """Names of the parameters that have not been updated before this step."""
+        return frozenset(name for group in self.groups if group.first_step == step for name in group.param_names)
 
-def plan_groups(model: nn.Module, config: OptimizerSection) -> GroupPlan:
+
+def plan_groups(model: nn.Module, config: OptimizerSection, first_steps: Mapping[str, int] | None = None) -> GroupPlan:
     """Groups for the parameters that train. Reads names, shapes and requires_grad, so the meta device will do.
 
     Frozen are parameters that already need no gradient (a fixed temperature), towers with lr 0, and layers below
-    `train_last`. A tower without layer decay makes one group of all its layers, because ZeRO pays for each group.
+    `train_last`. A tower without layer decay makes one group of all its layers, because ZeRO pays for each group. Parameters
+    with another first step (by name; left out: 0) are in another group: an engine may keep one count of updates for a group.
 
     Raises UserError where towers and parameters do not fit each other.
     """
@@ -83,7 +92,8 @@ def plan_groups(model: nn.Module, config: OptimizerSection) -> GroupPlan:
     exempt = exempt_parameters(parameters, config)
 
     frozen: dict[int, list[NamedParameter]] = {}
-    members: dict[tuple[int, int, bool], list[NamedParameter]] = {}
+    members: Members = {}
+    first_steps = first_steps or {}
     for name, parameter in parameters:
         if name in fixed or not _trains(places[name], config.towers, num_layers):
             tower_index = places[name].tower if name in places else len(config.towers)
@@ -92,14 +102,13 @@ def plan_groups(model: nn.Module, config: OptimizerSection) -> GroupPlan:
         tower = config.towers[places[name].tower]
         decays = name not in exempt or _weight_decay(tower, config) == 0
         layer = places[name].layer if tower.layer_decay < 1 else num_layers[places[name].tower] - 1
-        members.setdefault((places[name].tower, layer, not decays), []).append((name, parameter))
+        key = places[name].tower, layer, first_steps.get(name, 0), not decays
+        members.setdefault(key, []).append((name, parameter))
     if not members:
         raise UserError(
             "optimizer.towers: all parameters are frozen, so nothing would train. Give a tower an lr above 0."
         )
-    groups = [
-        _group(config, index, layer, spared, num_layers[index], members) for index, layer, spared in sorted(members)
-    ]
+    groups = [_group(config, key, num_layers[key[0]], members) for key in sorted(members)]
     towers = [*(tower.name for tower in config.towers), None]
     parts = [
         FrozenPart(towers[index], tuple(name for name, _ in frozen[index]), _count(frozen[index]))
@@ -127,18 +136,14 @@ def set_train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def _group(
-    config: OptimizerSection,
-    index: int,
-    layer: int,
-    spared: bool,
-    num_layers: int,
-    members: dict[tuple[int, int, bool], list[NamedParameter]],
-) -> ParamGroup:
-    tower, own = config.towers[index], members[index, layer, spared]
+def _group(config: OptimizerSection, key: tuple[int, int, int, bool], num_layers: int, members: Members) -> ParamGroup:
+    index, layer, first_step, spared = key
+    tower, own = config.towers[index], members[key]
     name = f"{tower.name}.{layer:02d}" if tower.layer_decay < 1 else tower.name
+    if first_step > min(step for where, _, step, _ in members if where == index):
+        name += f".since_{first_step}"
     return ParamGroup(
-        name=f"{name}.no_decay" if spared and (index, layer, False) in members else name,
+        name=f"{name}.no_decay" if spared and (index, layer, first_step, False) in members else name,
         tower=tower.name,
         layer=layer,
         num_layers=1 if tower.layer_decay < 1 else min(num_layers, tower.train_last or num_layers),
@@ -147,6 +152,7 @@ def _group(
         lr=tower.lr * tower.layer_decay ** (num_layers - 1 - layer),
         weight_decay=0.0 if spared else _weight_decay(tower, config),
         max_grad_norm=tower.max_grad_norm,
+        first_step=first_step,
     )
 
 

@@ -1,10 +1,11 @@
 """What a person who has run many of these would point out about a plan. Nothing here stops a run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from accel_train.config.schema import RunConfig, Tower
+from accel_train.config.schema import OptimizerSection, RunConfig, Tower
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.optim.schedule import num_warmup_steps
+from accel_train.phases import Phase
 from accel_train.tasks.task import Task
 
 DECAY_LOW, DECAY_HIGH = 0.8, 0.95
@@ -15,7 +16,8 @@ LOWEST_USEFUL_RATE = 0.01
 
 def hazards(
     task: Task,
-    plan: GroupPlan,
+    phases: Sequence[Phase],
+    plans: Sequence[GroupPlan],
     *,
     engine: str,
     num_micro_batches: int,
@@ -24,28 +26,32 @@ def hazards(
     total_steps: int,
 ) -> list[str]:
     """One sentence or two for each thing to know before this run starts."""
-    config = task.config
+    by_phase: list[str] = []
+    for phase, plan in zip(phases, plans, strict=True):
+        prefix = f"Phase {phase.name}: " if len(phases) > 1 else ""
+        lines = [*_frozen(task, plan), *_decay(phase.optimizer, plan)]
+        by_phase += [prefix + line for line in lines]
     return [
-        *_frozen(config, plan),
-        *_decay(config, plan),
-        *_length(config, num_samples, steps_per_epoch, total_steps),
-        *_engine(plan, engine),
+        *by_phase,
+        *_length(task.config, num_samples, steps_per_epoch, total_steps),
+        *_engine(max(plans, key=lambda plan: len(plan.groups)), engine),
         *_split(task, num_micro_batches),
         *task.hazards(),
     ]
 
 
-def _frozen(config: RunConfig, plan: GroupPlan) -> Iterator[str]:
+def _frozen(task: Task, plan: GroupPlan) -> Iterator[str]:
+    once = " and is encoded once a step" if task.compares_whole_batch else ""
     trained = {group.tower for group in plan.groups}
     for part in plan.frozen_parts:
         if part.tower is None:
             yield f"{', '.join(part.param_names)} belongs to no tower and needs no gradient: it stays as it is."
         elif part.tower not in trained:
-            yield f"Tower {part.tower} is frozen as a whole: it stays in eval mode and is encoded once a step."
+            yield f"Tower {part.tower} is frozen as a whole: it stays in eval mode{once}."
 
 
-def _decay(config: RunConfig, plan: GroupPlan) -> Iterator[str]:
-    for tower in config.optimizer.towers:
+def _decay(optimizer: OptimizerSection, plan: GroupPlan) -> Iterator[str]:
+    for tower in optimizer.towers:
         rates = [group.lr for group in plan.groups if group.tower == tower.name]
         if tower.layer_decay == 1 or not rates:
             continue

@@ -30,8 +30,19 @@ class Label:
     bold: bool
 
 
-def draw_learning_rates(plan: GroupPlan, scales: Sequence[float], schedule: ScheduleSection, path: str) -> None:
-    """Writes a PNG, SVG or PDF by the suffix of `path`. `scales` holds the schedule's scale at each step."""
+@dataclass(frozen=True, slots=True)
+class PhaseRates:
+    """The groups of one phase, and the schedule's scale at each of its steps."""
+
+    name: str
+    start: int
+    plan: GroupPlan
+    schedule: ScheduleSection
+    scales: Sequence[float]
+
+
+def draw_learning_rates(phases: Sequence[PhaseRates], path: str) -> None:
+    """Writes a PNG, SVG or PDF by the suffix of `path`. Labels stand for the last phase."""
     try:
         from matplotlib.figure import Figure
     except ImportError as missing:
@@ -40,12 +51,14 @@ def draw_learning_rates(plan: GroupPlan, scales: Sequence[float], schedule: Sche
         raise UserError(f"--picture: {path} must end in .png, .svg or .pdf.")
     figure = Figure(figsize=(10, 5.6), dpi=150, facecolor="white")
     axes = figure.add_axes((0.075, 0.12, 0.685, 0.72))
-    _draw_lines(axes, plan, scales)
-    _style(axes, plan, scales)
-    _draw_labels(axes, _labels(plan))
-    towers = len({group.tower for group in plan.groups})
+    colours = _colours(phases)
+    for phase in phases:
+        _draw_lines(axes, phase, colours)
+    _style(axes, phases)
+    _draw_boundaries(axes, phases)
+    _draw_labels(axes, _labels(phases[-1].plan, colours))
     figure.text(0.075, 0.93, "Learning rate of every parameter group", fontsize=15, fontweight="bold", color=INK)
-    figure.text(0.075, 0.885, _subtitle(schedule, scales, towers, len(plan.groups)), fontsize=10.5, color="#5b616a")
+    figure.text(0.075, 0.885, _subtitle(phases), fontsize=10.5, color="#5b616a")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight", pad_inches=0.2)
 
@@ -60,13 +73,15 @@ def ladders(plan: GroupPlan) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def _draw_lines(axes: Any, plan: GroupPlan, scales: Sequence[float]) -> None:
+def _draw_lines(axes: Any, phase: PhaseRates, colours: dict[str, str]) -> None:
     """One curve for each layer. Towers that share a rate share its curve, in dashes of their colours in turn."""
+    scales, start = phase.scales, phase.start
     every = max(1, len(scales) // MOST_POINTS)
     steps = [*range(0, len(scales), every), len(scales) - 1]
     peak = max(range(len(scales)), key=lambda step: scales[step])
-    found = ladders(plan)
-    for (tower, rungs), colour in zip(found.items(), _colours(plan), strict=True):
+    found = ladders(phase.plan)
+    for tower, rungs in found.items():
+        colour = colours[tower]
         for position, (_, lr) in enumerate(rungs):
             shade = _shade(colour, 1.0 if len(rungs) == 1 else position / (len(rungs) - 1))
             sharing = [name for name, others in found.items() if any(math.isclose(lr, rate) for _, rate in others)]
@@ -75,18 +90,31 @@ def _draw_lines(axes: Any, plan: GroupPlan, scales: Sequence[float]) -> None:
                 gap = DASH * (len(sharing) - 1)
                 dashes = {"linestyle": (DASH * sharing.index(tower), (DASH, gap)), "dash_capstyle": "butt"}
             width = 2.0 if position == len(rungs) - 1 else 1.1
-            axes.plot(steps, [lr * scales[step] for step in steps], color=shade, linewidth=width, **dashes)
+            axes.plot(
+                [start + step for step in steps],
+                [lr * scales[step] for step in steps],
+                color=shade,
+                linewidth=width,
+                **dashes,
+            )
             if position in (0, len(rungs) - 1):
                 guide = [lr * scales[peak]] * 2
-                axes.plot([peak, len(scales) - 1], guide, color=shade, linewidth=0.7, linestyle=(0, (1, 3)), zorder=1)
+                axes.plot(
+                    [start + peak, start + len(scales) - 1],
+                    guide,
+                    color=shade,
+                    linewidth=0.7,
+                    linestyle=(0, (1, 3)),
+                    zorder=1,
+                )
 
 
-def _style(axes: Any, plan: GroupPlan, scales: Sequence[float]) -> None:
-    rates = [group.lr for group in plan.groups]
+def _style(axes: Any, phases: Sequence[PhaseRates]) -> None:
+    rates = [group.lr for phase in phases for group in phase.plan.groups]
     axes.set_yscale("log")
-    lowest_seen = min(rates) * max(min(scales), 1e-30)
+    lowest_seen = min(rates) * max(min(scale for phase in phases for scale in phase.scales), 1e-30)
     axes.set_ylim(max(lowest_seen / 1.5, min(rates) / 10**DECADES_BELOW_LOWEST), max(rates) * 1.6)
-    axes.set_xlim(0, max(1, len(scales) - 1))
+    axes.set_xlim(0, max(1, phases[-1].start + len(phases[-1].scales) - 1))
     axes.set_xlabel("optimizer step", color=INK, fontsize=10.5)
     axes.grid(axis="y", which="major", color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -97,10 +125,19 @@ def _style(axes: Any, plan: GroupPlan, scales: Sequence[float]) -> None:
     axes.spines["bottom"].set_color("#c4c8ce")
 
 
-def _labels(plan: GroupPlan) -> list[Label]:
+def _draw_boundaries(axes: Any, phases: Sequence[PhaseRates]) -> None:
+    for phase in phases[1:]:
+        axes.axvline(phase.start, color=FAINT, linewidth=0.8, zorder=0)
+        axes.text(
+            phase.start, 0.985, f" {phase.name}", transform=axes.get_xaxis_transform(), va="top", fontsize=9, color=INK
+        )
+
+
+def _labels(plan: GroupPlan, colours: dict[str, str]) -> list[Label]:
     """The top layer of each tower by name and rate, and its lowest layer where there is a ladder."""
     labels = []
-    for (tower, rungs), colour in zip(ladders(plan).items(), _colours(plan), strict=True):
+    for tower, rungs in ladders(plan).items():
+        colour = colours[tower]
         bottom, top = rungs[0], rungs[-1]
         text = tower if len(rungs) == 1 else f"{tower}, layer {top[0]}"
         labels.append(Label(top[1], f"{text}   {rate_text(top[1])}", _shade(colour, 1.0), bold=True))
@@ -165,8 +202,10 @@ def _bottom(cluster: list[float], gap: float) -> float:
     return sum(cluster) / len(cluster) - gap * (len(cluster) - 1) / 2
 
 
-def _colours(plan: GroupPlan) -> list[str]:
-    return [TOWER_COLOURS[index % len(TOWER_COLOURS)] for index in range(len(ladders(plan)))]
+def _colours(phases: Sequence[PhaseRates]) -> dict[str, str]:
+    """A colour for each tower, the same in all phases."""
+    towers = dict.fromkeys(tower for phase in phases for tower in ladders(phase.plan))
+    return {tower: TOWER_COLOURS[index % len(TOWER_COLOURS)] for index, tower in enumerate(towers)}
 
 
 def _shade(colour: str, share: float) -> str:
@@ -176,12 +215,18 @@ def _shade(colour: str, share: float) -> str:
     return "#" + "".join(f"{round(255 - (255 - part) * strength):02x}" for part in parts)
 
 
-def _subtitle(schedule: ScheduleSection, scales: Sequence[float], towers: int, groups: int) -> str:
-    warmup = next((step for step, scale in enumerate(scales) if scale >= 1), 0)
+def _subtitle(phases: Sequence[PhaseRates]) -> str:
+    towers = len(_colours(phases))
+    total = phases[-1].start + len(phases[-1].scales)
+    if len(phases) > 1:
+        return f"{towers} towers in {len(phases)} phases over {total:,} steps.  Log scale."
+    phase = phases[0]
+    schedule, groups = phase.schedule, len(phase.plan.groups)
+    warmup = next((step for step, scale in enumerate(phase.scales) if scale >= 1), 0)
     end = "then constant"
     if schedule.name != "constant":
         end = f"down to {schedule.min_lr_ratio:g} of it" if schedule.min_lr_ratio else "down to 0"
     return (
-        f"{towers} towers, {groups} groups.  {schedule.name.capitalize()} over {len(scales):,} steps, full rate at step "
+        f"{towers} towers, {groups} groups.  {schedule.name.capitalize()} over {total:,} steps, full rate at step "
         f"{warmup:,}, {end}.  Log scale."
     )

@@ -14,10 +14,12 @@ from accel_train.config.schema import RunConfig
 from accel_train.data.order import Order
 from accel_train.engine.launch import read_launch
 from accel_train.optim.group_table import group_table
-from accel_train.optim.param_groups import GroupPlan, freeze, plan_groups
-from accel_train.optim.schedule import lr_scale, num_warmup_steps
+from accel_train.optim.param_groups import GroupPlan
+from accel_train.optim.schedule import num_warmup_steps
+from accel_train.phases import Phase, plan_phase_groups, plan_phases
 from accel_train.tasks.build import build_task
 from accel_train.tools.advice import hazards
+from accel_train.tools.lr_picture import PhaseRates
 from accel_train.tools.memory import MemoryPart, memory_parts
 
 
@@ -28,7 +30,9 @@ class RunPlan:
     config: RunConfig
     model: nn.Module
     """On the meta device: names and shapes."""
-    groups: GroupPlan
+    phases: list[Phase]
+    groups: list[GroupPlan]
+    """One for each phase."""
     engine: str
     world_size: int
     num_micro_batches: int
@@ -38,11 +42,17 @@ class RunPlan:
     memory: list[MemoryPart]
     hazards: list[str]
 
-    def lr_scales(self) -> list[float]:
-        """What every base learning rate is multiplied by, at each step."""
+    def rates(self) -> list[PhaseRates]:
+        """Learning rates over the run."""
         return [
-            lr_scale(step, self.config.schedule, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
-            for step in range(self.total_steps)
+            PhaseRates(
+                phase.name,
+                phase.start,
+                groups,
+                phase.schedule,
+                [phase.lr_scale(step) for step in range(phase.start, phase.end)],
+            )
+            for phase, groups in zip(self.phases, self.groups, strict=True)
         ]
 
 
@@ -60,7 +70,7 @@ def plan(
     if picture is not None:
         from accel_train.tools.lr_picture import draw_learning_rates
 
-        draw_learning_rates(run_plan.groups, run_plan.lr_scales(), run_plan.config.schedule, picture)
+        draw_learning_rates(run_plan.rates(), picture)
 
 
 def make_plan(config: RunConfig, *, world_size: int | None = None) -> RunPlan:
@@ -71,8 +81,6 @@ def make_plan(config: RunConfig, *, world_size: int | None = None) -> RunPlan:
     task = build_task(config)
     with torch.device("meta"):
         model = task.build_model()
-    groups = plan_groups(model, config.optimizer)
-    freeze(model, groups)
     data = config.data
     order = Order(
         task.num_samples(data.train_split),
@@ -82,9 +90,12 @@ def make_plan(config: RunConfig, *, world_size: int | None = None) -> RunPlan:
         last_batch=data.last_batch,
     )
     total_steps = config.max_steps or (config.num_epochs or 0) * order.steps_per_epoch
+    phases = plan_phases(config, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps)
+    groups = [plan_phase_groups(model, phases, phase) for phase in phases]
     return RunPlan(
         config=config,
         model=model,
+        phases=phases,
         groups=groups,
         engine=launch.engine,
         world_size=world_size,
@@ -92,11 +103,17 @@ def make_plan(config: RunConfig, *, world_size: int | None = None) -> RunPlan:
         num_samples=order.num_samples,
         steps_per_epoch=order.steps_per_epoch,
         total_steps=total_steps,
-        memory=memory_parts(
-            model, groups, task, engine=launch.engine, world_size=world_size, offload=launch.offload_optimizer
+        memory=_largest(
+            [
+                memory_parts(
+                    model, plan, task, engine=launch.engine, world_size=world_size, offload=launch.offload_optimizer
+                )
+                for plan in groups
+            ]
         ),
         hazards=hazards(
             task,
+            phases,
             groups,
             engine=launch.engine,
             num_micro_batches=micro_batches,
@@ -109,10 +126,32 @@ def make_plan(config: RunConfig, *, world_size: int | None = None) -> RunPlan:
 
 def as_dict(plan: RunPlan) -> dict[str, Any]:
     """The whole plan for programs: steps, groups, every parameter, memory in bytes, hazards."""
-    owner = {name: group for group in plan.groups.groups for name in group.param_names}
-    frozen = {name: part.tower for part in plan.groups.frozen_parts for name in part.param_names}
+    return {
+        "engine": plan.engine,
+        "world_size": plan.world_size,
+        "global_batch_size": plan.config.data.global_batch_size,
+        "micro_batch_size": plan.config.data.micro_batch_size,
+        "num_micro_batches": plan.num_micro_batches,
+        "num_samples": plan.num_samples,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "warmup_steps": num_warmup_steps(plan.config.schedule, plan.total_steps),
+        "max_grad_norm": plan.config.optimizer.max_grad_norm,
+        **_groups_as_dict(plan.model, plan.groups[0]),
+        "phases": [
+            {"name": phase.name, "start": phase.start, "end": phase.end, **_groups_as_dict(plan.model, groups)}
+            for phase, groups in zip(plan.phases[1:], plan.groups[1:], strict=True)
+        ],
+        "memory": [asdict(part) for part in plan.memory],
+        "hazards": plan.hazards,
+    }
+
+
+def _groups_as_dict(model: nn.Module, plan: GroupPlan) -> dict[str, Any]:
+    owner = {name: group for group in plan.groups for name in group.param_names}
+    frozen = {name: part.tower for part in plan.frozen_parts for name in part.param_names}
     parameters = []
-    for name, parameter in plan.model.named_parameters():
+    for name, parameter in model.named_parameters():
         group = owner.get(name)
         parameters.append(
             {
@@ -127,29 +166,17 @@ def as_dict(plan: RunPlan) -> dict[str, Any]:
                 "max_grad_norm": group.max_grad_norm if group else None,
             }
         )
-    return {
-        "engine": plan.engine,
-        "world_size": plan.world_size,
-        "global_batch_size": plan.config.data.global_batch_size,
-        "micro_batch_size": plan.config.data.micro_batch_size,
-        "num_micro_batches": plan.num_micro_batches,
-        "num_samples": plan.num_samples,
-        "steps_per_epoch": plan.steps_per_epoch,
-        "total_steps": plan.total_steps,
-        "warmup_steps": num_warmup_steps(plan.config.schedule, plan.total_steps),
-        "max_grad_norm": plan.config.optimizer.max_grad_norm,
-        "groups": [asdict(group) for group in plan.groups.groups],
-        "parameters": parameters,
-        "memory": [asdict(part) for part in plan.memory],
-        "hazards": plan.hazards,
-    }
+    return {"groups": [asdict(group) for group in plan.groups], "parameters": parameters}
 
 
 def print_plan(plan: RunPlan, console: Console) -> None:
     config = plan.config
     console.print(_run_table(plan))
     console.print("\n[bold]Parameter groups[/bold]", end="")
-    console.print(group_table(plan.groups))
+    console.print(group_table(plan.groups[0]))
+    for phase, groups in zip(plan.phases[1:], plan.groups[1:], strict=True):
+        console.print(f"[bold]Phase {phase.name}[/bold], steps {phase.start:,} to {phase.end:,}", end="")
+        console.print(group_table(groups))
     if config.optimizer.max_grad_norm is not None:
         console.print(f"The gradient norm over all groups is clipped to {config.optimizer.max_grad_norm:g}.\n")
     console.print("[bold]Memory of one rank[/bold], at the peak of a step")
@@ -177,6 +204,11 @@ def _run_table(plan: RunPlan) -> Table:
     }.items():
         table.add_row(f"[bold]{key}[/bold]", value)
     return table
+
+
+def _largest(memories: list[list[MemoryPart]]) -> list[MemoryPart]:
+    """Of the phases' memory, that of the one which needs most on the device."""
+    return max(memories, key=lambda parts: sum(part.num_bytes for part in parts if not part.on_host))
 
 
 def _memory_table(parts: list[MemoryPart]) -> Table:

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 import accel_train.checkpoint.store
 from accel_train.checkpoint.files import DamagedCheckpoint, FileRecord, Reader, check_files, read_state
-from accel_train.checkpoint.state import TrainState
+from accel_train.checkpoint.state import TrainState, state_of
 from accel_train.checkpoint.store import Checkpoints, all_folders, load_weights
 from accel_train.engine.engine import Engine
 from accel_train.engine.shards import Shard
 from accel_train.errors import CheckFailed, UserError
+from accel_train.optim.param_groups import GroupPlan, ParamGroup
 
 STATE_NAMES = ("exp_avg",)
 ABOUT = {"about": {"config": {"seed": 0}, "dataset_fingerprint": "f"}}
@@ -79,7 +80,7 @@ class StandInEngine:
         whole = [(name, 0, tensor.numel()) for name, tensor in tensors.items()]
         self.mine = whole if layout is None else layout[rank]
         self.replicated = layout is None
-        self.loaded_steps: int | None = None
+        self.loaded_updates: list[int] = []
         self.module = nn.BatchNorm1d(3, affine=False)
 
     def shards(self, state_names: tuple[str, ...]) -> Iterator[Shard]:
@@ -100,11 +101,8 @@ class StandInEngine:
     def share_buffers(self) -> None:
         pass
 
-    def optimizer_steps(self) -> int:
-        return 41
-
-    def finish_loading(self, optimizer_steps: int) -> None:
-        self.loaded_steps = optimizer_steps
+    def finish_loading(self, updates: list[int]) -> None:
+        self.loaded_updates = updates
 
 
 class StandInLog:
@@ -132,6 +130,7 @@ class Run:
         self.ranks = Ranks(ranks)
         self.engines = [StandInEngine(self.ranks, rank, tensors, layout) for rank in range(ranks)]
         self.logs = [StandInLog() for _ in range(ranks)]
+        self.plan = plan_of(tensors)
         self.root = run_dir / "checkpoints"
         self.checkpoints = [
             Checkpoints(run_dir, engine, log, keep_last=keep_last, state_names=STATE_NAMES)  # type: ignore[arg-type]
@@ -146,7 +145,11 @@ class Run:
 
         def start(rank: int) -> TrainState | None:
             found = self.checkpoints[rank].newest_valid()
-            return self.checkpoints[rank].load(*found) if found else None
+            if found is None:
+                return None
+            state = state_of(found[1])
+            self.checkpoints[rank].load(found[0], state, self.plan)
+            return state
 
         outcomes = self.ranks.run(start)
         for outcome in outcomes:
@@ -157,6 +160,12 @@ class Run:
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.root.iterdir())
+
+
+def plan_of(tensors: dict[str, Tensor], *, first_step: int = -1) -> GroupPlan:
+    """One group of all tensors, whose optimizer state had seen an update before the run."""
+    group = ParamGroup("all", "all", 0, 1, tuple(tensors), 0, 0.1, 0.0, None, first_step)
+    return GroupPlan([group], [])
 
 
 def some_tensors(seed: int = 0) -> dict[str, Tensor]:
@@ -196,7 +205,7 @@ def test_any_division_is_read_under_any_other(written: Layout | None, read: Layo
         after = Run(Path(folder), zeros, read, ranks=len(read or "abc"))
         assert after.resume() == TrainState(step=10, **state)
         for engine in after.engines:
-            assert engine.loaded_steps == 41
+            assert engine.loaded_updates == [11]
             assert torch.equal(engine.module.running_mean, before.engines[0].module.running_mean)
             for name, start, stop in engine.mine:
                 expected = some_tensors()[name].view(-1)[start:stop]
@@ -222,7 +231,7 @@ def test_state_is_readable_and_lists_every_other_file(tmp_path: Path) -> None:
     run.save(3, best_score=0.5, best_step=3)
     folder = run.root / "step_00000003"
     state = json.loads((folder / "state.json").read_text())
-    assert (state["step"], state["best_score"], state["world_size"], state["optimizer_steps"]) == (3, 0.5, 2, 41)
+    assert (state["step"], state["best_score"], state["world_size"]) == (3, 0.5, 2)
     assert state["about"] == ABOUT["about"]
     assert {"torch", "accel_train"} <= set(state["versions"])
     listed = {record["name"]: record["num_bytes"] for record in state["files"]}
@@ -344,6 +353,18 @@ def test_state_of_a_newly_trained_parameter_is_missing_by_name(tmp_path: Path) -
     run.save(2)
     with pytest.raises(UserError, match="holds no exp_avg of embedding: the model or its frozen layers changed"):
         Run(tmp_path, some_tensors()).resume()
+
+
+def test_parameters_that_begin_at_this_step_need_no_state(tmp_path: Path) -> None:
+    run = Run(tmp_path, some_tensors())
+    run.checkpoints[0].state_names = ()
+    run.save(2)
+    after = Run(tmp_path, some_tensors(1))
+    after.plan = plan_of(some_tensors(), first_step=2)
+    after.resume()
+    (engine,) = after.engines
+    assert engine.loaded_updates == [0]
+    assert torch.equal(engine.storage["embedding"]["weight"], some_tensors()["embedding"])
 
 
 # Failed writes

@@ -174,3 +174,28 @@ def test_the_last_batch(last_batch: str, samples: int, ranks: int, problem: str 
     else:
         with pytest.raises(UserError, match=problem):
             check_last_batch(config, samples, ranks)
+
+
+PHASE = "phases=[{name: more, start: 5 steps, towers: [%s], schedule: %s}]"
+
+
+@pytest.mark.parametrize(
+    ("towers", "schedule", "part"),
+    [
+        ("", "null", "phases.more: it changes neither towers nor schedule"),
+        ("{name: texte, lr: 0.1}", "null", "phases.more.towers: no tower is named 'texte'; optimizer.towers has"),
+        ("{name: text}", "null", "phases.more.towers.text: nothing is changed"),
+        ("{name: text, lr: 0.1}, {name: text, lr: 0.2}", "null", "text stands there 2 times"),
+        ("{name: text, lr: 0, train_last: 2}", "null", "phases.more.towers.text.train_last: 2 contradicts lr 0"),
+        ("", "{name: step}", "phases.more.schedule.step_every: missing"),
+    ],
+)
+def test_a_phase_that_contradicts_itself(towers: str, schedule: str, part: str, errors: Errors) -> None:
+    found = errors(PHASE % (towers, schedule))
+    assert any(part in line for line in found), found
+
+
+def test_a_phase_that_fits(load: Load) -> None:
+    config = load(PHASE % ("{name: text, lr: 0.1, train_last: all}", "{name: constant}"))
+    assert check_rules(config) == []
+    assert config.phases[0].towers[0].train_last == "all"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from accel_train.config.schema import RunConfig
+from accel_train.config.tasks import config_class
 from tests.distributed import toy
 
 GLOBAL_BATCH = 16
@@ -32,24 +33,21 @@ REST = [
     {"name": "heads", "layers": [r"_projection\."], "lr": 0.5},
     {"name": "temperature", "layers": ["^logit_"], "lr": 0.05},
 ]
-BASE: dict[str, Any] = {
+ANY_TASK: dict[str, Any] = {
     "max_steps": STEPS,
+    "data": {"valid_split": None, "global_batch_size": GLOBAL_BATCH, "num_workers": 0},
+    "optimizer": {"name": "sgd", "weight_decay": 0.05},
+    "schedule": {"name": "linear", "warmup_steps": 2, "min_lr_ratio": 0.1},
+    "log": {"log_every": "1 step"},
+}
+CONTRASTIVE: dict[str, Any] = {
     "model": {
         "type": "chinese_clip",
         "size": "tiny",
         "config": {"text_config": {"vocab_size": 110, **NO_DROPOUT}, "vision_config": {"attention_dropout": 0.0}},
     },
-    "data": {
-        "tokenizer": "dataset:tokenizer",
-        "valid_split": None,
-        "max_text_length": 8,
-        "image_size": 16,
-        "global_batch_size": GLOBAL_BATCH,
-        "num_workers": 0,
-    },
-    "optimizer": {"name": "sgd", "weight_decay": 0.05, "towers": [IMAGE, TEXT, *REST]},
-    "schedule": {"name": "linear", "warmup_steps": 2, "min_lr_ratio": 0.1},
-    "log": {"log_every": "1 step"},
+    "data": {"tokenizer": "dataset:tokenizer", "max_text_length": 8, "image_size": 16},
+    "optimizer": {"towers": [IMAGE, TEXT, *REST]},
 }
 CLIP = {"type": "clip", "size": "tiny", "config": {"text_config": {"vocab_size": 110, "eos_token_id": 3}}}
 SIGLIP = {"type": "siglip", "size": "tiny", "temperature": 0.2, "config": {"text_config": {"vocab_size": 110}}}
@@ -177,7 +175,10 @@ def config_of(scenario: str, *, dataset: str, run_dir: str, engine: str, micro_b
         "zero": {"offload_optimizer": bool(offload)},
         "data": {"path": dataset, "micro_batch_size": micro_batch_size},
     }
-    return RunConfig.model_validate(_merged(_merged(BASE, SCENARIOS[scenario]), place))
+    changes = SCENARIOS[scenario]
+    base = ANY_TASK if "task" in changes else _merged(ANY_TASK, CONTRASTIVE)
+    values = _merged(_merged(base, changes), place)
+    return config_class(values).model_validate(values)
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

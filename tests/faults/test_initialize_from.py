@@ -38,7 +38,7 @@ def started_from(experiment: Callable[..., Any], where: Path, name: str, **optio
     assert "weights from" in output
     assert "resuming" not in output
     state = run.state()
-    assert (state["step"], state["samples"], state["optimizer_steps"]) == (1, 8, 1)
+    assert (state["step"], state["samples"]) == (1, 8)
     return run
 
 

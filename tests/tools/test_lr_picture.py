@@ -10,7 +10,7 @@ from PIL import Image
 from accel_train.config.schema import ScheduleSection
 from accel_train.errors import UserError
 from accel_train.optim.param_groups import GroupPlan, ParamGroup
-from accel_train.tools.lr_picture import draw_learning_rates, ladders, rate_text, spread
+from accel_train.tools.lr_picture import PhaseRates, draw_learning_rates, ladders, rate_text, spread
 
 
 def group(name: str, layer: int, lr: float) -> ParamGroup:
@@ -23,10 +23,13 @@ PLAN = GroupPlan(
 )
 
 
+ONE_STEP = PhaseRates("first", 0, PLAN, ScheduleSection(), [1.0])
+
+
 @pytest.mark.parametrize("scales", [[1.0], [0.5, 1.0, 0.5, 0.0], [0.1] * 5000])
 def test_a_picture_is_written(scales: list[float], tmp_path: Path) -> None:
     path = tmp_path / "new" / "lr.png"
-    draw_learning_rates(PLAN, scales, ScheduleSection(), str(path))
+    draw_learning_rates([PhaseRates("first", 0, PLAN, ScheduleSection(), scales)], str(path))
     with Image.open(path) as image:
         assert image.width > 1000
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20
@@ -34,13 +37,13 @@ def test_a_picture_is_written(scales: list[float], tmp_path: Path) -> None:
 
 def test_unknown_suffix(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"must end in \.png, \.svg or \.pdf"):
-        draw_learning_rates(PLAN, [1.0], ScheduleSection(), str(tmp_path / "lr.bmp"))
+        draw_learning_rates([ONE_STEP], str(tmp_path / "lr.bmp"))
 
 
 def test_missing_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"pip install accel-train\[plot\]"):
-        draw_learning_rates(PLAN, [1.0], ScheduleSection(), str(tmp_path / "lr.png"))
+        draw_learning_rates([ONE_STEP], str(tmp_path / "lr.png"))
 
 
 def test_groups_of_a_layer_are_one_rung() -> None:
