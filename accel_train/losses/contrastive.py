@@ -97,12 +97,13 @@ def _cross_entropy_rows(logits: Tensor, positive: Tensor, label_smoothing: float
     target *= (1 - label_smoothing) / target.sum(1, keepdim=True)
     target += label_smoothing / logits.shape[1]
     log_total = logits.logsumexp(1, keepdim=True)
-    loss = log_total.sum() - (target * logits).sum()
+    # Row by row: the difference of two sums over all rows would lose what a small loss consists of.
+    loss = (log_total - (target * logits).sum(1, keepdim=True)).sum()
     return loss, (logits - log_total).exp_().sub_(target)
 
 
 def _sigmoid_rows(logits: Tensor, positive: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """Sum over pairs of softplus(logit) - target x logit, and its gradient for the logits: sigmoid - target."""
     target = positive.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
-    loss = torch.nn.functional.softplus(logits).sum() - (target * logits).sum()
+    loss = (torch.nn.functional.softplus(logits) - target * logits).sum()
     return loss, logits.sigmoid().sub_(target)

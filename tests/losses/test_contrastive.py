@@ -119,6 +119,16 @@ def test_low_precision_features_are_compared_in_fp32() -> None:
     assert_all_close([g.float() for g in gradients], list(torch.autograd.grad(info_nce(*wide), wide)), 1e-2)
 
 
+@pytest.mark.parametrize("rows", [8, 128, 512])
+def test_a_small_loss_is_as_exact_as_a_large_one(rows: int) -> None:
+    image = F.normalize(torch.randn(rows, 64), dim=-1)
+    text = F.normalize(image + 0.08 * torch.randn(rows, 64), dim=-1)
+    scale = torch.tensor([14.3])
+    exact = info_nce(image.double(), text.double(), scale.double()).item()
+    assert exact < 0.1
+    assert info_nce(image, text, scale).item() == pytest.approx(exact, abs=2e-7)
+
+
 def test_large_scales_do_not_overflow() -> None:
     image, text, _, bias = features(dtype=torch.float32)
     scale = torch.tensor([1e4], requires_grad=True)
