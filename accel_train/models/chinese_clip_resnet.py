@@ -48,7 +48,8 @@ class ChineseCLIPResNetModel(PreTrainedModel):
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
-        return BaseModelOutputWithPooling(pooler_output=self.vision_model(pixel_values))
+        output: BaseModelOutputWithPooling = self.vision_model(pixel_values)
+        return output
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutputWithPooling:
         output = self.text_model(input_ids=input_ids, attention_mask=attention_mask)

@@ -124,6 +124,6 @@ def _parts(value: Any, entry: Renamed, shapes: dict[str, torch.Size], source: st
 def _config(model: nn.Module) -> PretrainedConfig:
     if not isinstance(model, PreTrainedModel) or not model.config.model_type.startswith("chinese_clip"):
         kind = type(model).__name__
-        raise UserError(f"only a model of type chinese_clip has the original trainer's format; this is a {kind}.")
+        raise UserError(f"the original trainer's files hold Chinese-CLIP models alone, and this is a {kind}.")
     config: PretrainedConfig = model.config
     return config

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PretrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 EXPANSION = 4
 """Channels that leave a block, over those of its 3 x 3 convolution."""
@@ -144,7 +145,7 @@ class AttentionPool(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """(n, 3, S, S) to (n, projection_dim); the projection is the last layer of the attention pooling."""
+    """(n, 3, S, S) to features (n, projection_dim), projected by the attention pooling, and the grid before it as tokens."""
 
     def __init__(self, config: ModifiedResNetConfig, projection_dim: int) -> None:
         super().__init__()
@@ -162,11 +163,12 @@ class ModifiedResNet(nn.Module):
         positions = (config.image_size // REDUCTION) ** 2 + 1
         self.pool = AttentionPool(positions, width * REDUCTION, config.num_attention_heads, projection_dim)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         hidden = self.stem(pixel_values.to(self.stem.conv1.weight.dtype))
         for stage in self.stages:
             hidden = stage(hidden)
-        return self.pool(hidden)
+        tokens = hidden.flatten(2).transpose(1, 2)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.pool(hidden))
 
 
 def _pooled(images: Tensor, stride: int) -> Tensor:

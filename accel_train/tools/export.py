@@ -1,19 +1,45 @@
-"""`accel-train export`: a run's weights as a Hugging Face folder."""
+"""`accel-train export`: a run's weights as a Hugging Face folder, or as a checkpoint of the original Chinese-CLIP."""
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from accel_train.config.load import dump_config
 from accel_train.errors import UserError
-from accel_train.tools.trained import EXPORT_CONFIG, open_config, open_trained
+from accel_train.models.cn_clip_files import write_cn_clip
+from accel_train.tools.trained import EXPORT_CONFIG, Trained, open_config, open_trained
 
 
-def export(run: str, output: str, *, checkpoint: str) -> None:
-    """Writes aside and renames, so that a failed export leaves nothing. Raises UserError if `output` exists."""
+def export(
+    run: str,
+    output: str,
+    *,
+    checkpoint: str | None,
+    format: Literal["hugging_face", "cn_clip"] = "hugging_face",
+) -> None:
+    """Writes aside and renames, so that a failed export leaves nothing.
+
+    `output` is a folder, or for cn_clip a .pt file. Raises UserError if it exists, and for a model that has no such format.
+    """
     target = Path(output)
     if target.exists():
-        raise UserError(f"{output} exists already, and nothing is overwritten. Choose another folder.")
+        raise UserError(f"{output} exists already, and nothing is overwritten. Choose another name.")
+    if format == "cn_clip" and target.suffix != ".pt":
+        raise UserError(f"{output} does not end in .pt, but --format cn_clip writes one file. Choose another name.")
     trained = open_trained(run, open_config(run, []), checkpoint=checkpoint)
+    if format == "cn_clip":
+        # The original counts epochs of its own data, so its --resume begins at the first one.
+        write_cn_clip(trained.model, output, epoch=0, step=trained.step or 0, name=Path(run).name)
+    else:
+        _write_folder(trained, target)
+    print(f"{trained.source} → {target}")
+    for file in [target, *sorted(target.rglob("*"))]:
+        if file.is_file():
+            name = file.relative_to(target.parent if file == target else target)
+            print(f"  {name}  {file.stat().st_size / 2**20:.2f} MiB")
+
+
+def _write_folder(trained: Trained, target: Path) -> None:
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -23,7 +49,3 @@ def export(run: str, output: str, *, checkpoint: str) -> None:
         aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    print(f"{trained.source} → {target}")
-    for file in sorted(target.rglob("*")):
-        if file.is_file():
-            print(f"  {file.relative_to(target)}  {file.stat().st_size / 2**20:.2f} MiB")

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from accel_train.errors import UserError
 from accel_train.models.build import build_contrastive_model
-from accel_train.models.cn_clip import names_for
+from accel_train.models.cn_clip import architecture, names_for
 from accel_train.models.cn_clip_files import write_cn_clip
 from accel_train.models.export import load_pretrained_weights, save_pretrained
+from accel_train.models.sizes import SIZES
 from accel_train.optim.weight_decay import cn_clip_name
 from tests.models.originals import ChineseCLIP, ModifiedResNet, VisualTransformer, saved, shaken
 
@@ -155,6 +156,30 @@ def test_what_shapes_cannot_tell_follows_the_original_or_the_configuration(make_
     assert (changed.vision_config.num_attention_heads, changed.text_config.hidden_dropout_prob) == (4, 0.0)
 
 
+@pytest.mark.parametrize("size", [name for name in SIZES["chinese_clip"] if not name.startswith("tiny")])
+def test_published_sizes_are_recognised_by_their_shapes(size, make_config) -> None:
+    """With every number of heads: ViT-H's are wider than 64."""
+    image_size = 336 if size.endswith("336") else 224
+    with torch.device("meta"):
+        model = build_contrastive_model(make_config(size_section(size), image_size=image_size))
+        own, weights = model.state_dict(), {}
+        for entry in names_for(model.config):
+            parts = [own[name] for name in entry.ours]
+            value = torch.cat(parts) if len(parts) > 1 else parts[0]
+            weights[entry.theirs] = value.T if entry.transposed else value
+    found = architecture(weights, {}, "there").to_dict()
+    for part in ("vision_config", "text_config"):
+        expected = model.config.to_dict()[part]
+        assert {key: found[part][key] for key in expected if key != "dtype"} == {
+            key: value for key, value in expected.items() if key != "dtype"
+        }
+    assert found["projection_dim"] == model.config.projection_dim
+
+
+def size_section(size: str) -> dict[str, str]:
+    return {"type": "chinese_clip", "size": size, "batch_norm": "frozen"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -216,6 +241,6 @@ def test_another_image_size_resizes_positions(build, size, other, make_config, t
 def test_only_chinese_clip_has_the_format(tiny, make_config, tmp_path: Path) -> None:
     for family in ("clip", "convnext"):
         model = build_contrastive_model(make_config(tiny[family]))
-        with pytest.raises(UserError, match="only a model of type chinese_clip"):
+        with pytest.raises(UserError, match="hold Chinese-CLIP models alone"):
             write_cn_clip(model, str(tmp_path / "x.pt"), epoch=0, step=0, name="x")
     assert not list(tmp_path.iterdir())

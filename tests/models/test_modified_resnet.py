@@ -31,7 +31,9 @@ def test_equals_the_originals_definition(depths, training) -> None:
         {name.removeprefix(prefix): value for name, value in to_ours(weights, resnet(depths), "").items()}
     )
     pixels = torch.randn(3, 3, 64, 64)
-    torch.testing.assert_close(ours(pixels), theirs(pixels), rtol=0, atol=1e-6)
+    found = ours(pixels)
+    torch.testing.assert_close(found.pooler_output, theirs(pixels), rtol=0, atol=1e-6)
+    assert found.last_hidden_state.shape == (3, 4, 256)
 
 
 def test_the_named_size_is_resnet_50(make_config) -> None:
