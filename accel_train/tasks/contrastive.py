@@ -1,12 +1,11 @@
 """Contrastive training of an image tower and a text tower (CLIP, Chinese-CLIP, SigLIP, dual encoders)."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from accel_train.config.contrastive import Backbone, ContrastiveConfig, DualEncoderSection
+from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.config.schema import RunConfig
 from accel_train.data.arrow_split import open_split
 from accel_train.data.dataset import Dataset
@@ -20,6 +19,7 @@ from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.export import load_pretrained_weights, save_pretrained
 from accel_train.models.pretrained import building_on_meta
 from accel_train.optim.frozen import never_trained
+from accel_train.tasks.clip_parts import check_tokenizer, section_of_export
 from accel_train.tasks.task import Batch, Task
 
 RECALL_AT = (1, 5, 10)
@@ -31,10 +31,10 @@ class ContrastiveTask(Task):
 
     config: ContrastiveConfig
     config_class: ClassVar[type[RunConfig]] = ContrastiveConfig
-    compares_whole_batch: ClassVar[bool] = True
+    compares_whole_batch = True
     splits_loss: ClassVar[bool] = True
     shared_outputs: ClassVar[frozenset[str]] = frozenset({"logit_scale", "logit_bias"})
-    loss_columns: ClassVar[tuple[str, ...]] = ("image_key", "text_key")
+    loss_columns = ("image_key", "text_key")
     score_names: ClassVar[tuple[str, ...]] = (
         "mean_recall",
         *(f"{direction}_recall@{k}" for direction in DIRECTIONS for k in RECALL_AT),
@@ -49,7 +49,7 @@ class ContrastiveTask(Task):
         model = build_contrastive_model(self.config)
         adapt_to_training(model, self.config.model, never_trained(model, self.config))
         if not building_on_meta():
-            self._check_tokenizer(model)
+            check_tokenizer(caption_tokenizer(self.config.data), model, self.config.model)
         return model
 
     def build_dataset(self, split: str) -> Dataset:
@@ -131,38 +131,15 @@ class ContrastiveTask(Task):
     @staticmethod
     def config_of_export(config: RunConfig, folder: str) -> RunConfig:
         assert isinstance(config, ContrastiveConfig)
-        changes: dict[str, Any] = {"temperature": None}
-        if isinstance(config.model, DualEncoderSection):
-            changes |= {name: Backbone(pretrained=str(Path(folder) / name)) for name in ("image", "text")}
-        else:
-            changes |= {"pretrained": folder, "size": None, "config": {}}
         # The export holds the tokenizer too: the dataset that it came from need not be there any more.
         data = config.data.model_copy(update={"tokenizer": folder})
-        return config.model_copy(update={"model": config.model.model_copy(update=changes), "data": data})
+        return config.model_copy(update={"model": section_of_export(config.model, folder), "data": data})
 
     def export(self, model: nn.Module, folder: str) -> None:
         """A Hugging Face folder with the model, its image processor and its tokenizer."""
         assert isinstance(model, ContrastiveModel)
         save_pretrained(model, folder, self.config)
         export_tokenizer(tokenizer_path(self.config.data), folder)
-
-    def _check_tokenizer(self, model: nn.Module) -> None:
-        """The token ids must be rows of the embeddings, and CLIP must find the token it takes a text's feature from."""
-        tokenizer = caption_tokenizer(self.config.data)
-        text: Any = model.get_submodule("text_model").config
-        if tokenizer.vocab_size > text.vocab_size:
-            raise UserError(
-                f"data.tokenizer has {tokenizer.vocab_size} tokens, but the text tower embeds {text.vocab_size}. "
-                "Take the model's own tokenizer, or for random weights set vocab_size in the text tower's configuration."
-            )
-        if self.config.model.type == "clip":
-            input_ids, attention_mask = tokenizer.encode("a")
-            last = int(input_ids[attention_mask.bool()][-1])
-            if last != text.eos_token_id:
-                raise UserError(
-                    f"data.tokenizer ends a text with token {last}, but the text tower takes its feature from token "
-                    f"{text.eos_token_id}. For random weights set model.config.text_config.eos_token_id={last}."
-                )
 
 
 def _in_order(features: Tensor, rows: Tensor) -> Tensor:

@@ -23,12 +23,12 @@ class Task(ABC):
 
     config_class: ClassVar[type[RunConfig]] = RunConfig
     """What a configuration of this task holds: RunConfig, or a subclass with further sections."""
-    compares_whole_batch: ClassVar[bool] = False
+    compares_whole_batch: bool = False
     """True: the loss compares samples with each other, so it is taken once over the global batch (`cached`).
     False: the loss is a mean over targets that adds up over micro-batches (`summed`)."""
     shared_outputs: ClassVar[frozenset[str]] = frozenset()
     """Outputs without a row for each sample, of shape (1,), such as logit_scale."""
-    loss_columns: ClassVar[tuple[str, ...]] = ()
+    loss_columns: tuple[str, ...] = ()
     """Batch columns that `losses` reads. Under `cached` they are gathered over ranks with the outputs."""
     splits_loss: ClassVar[bool] = False
     """Under `cached`: True if `losses` takes only the rows named by `batch["anchors"]` (start, stop), so that ranks share
