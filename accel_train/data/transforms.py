@@ -182,7 +182,7 @@ def training_image(
 ) -> Tensor:
     """(3, size, size) uint8, cropped, flipped and coloured at random; without `crop_scale` cut as for evaluation.
 
-    The flip is drawn before the crop and AutoAugment last, so that switching one off leaves the others as they were.
+    Draws are made for the flip, the crop, then AutoAugment: switching one off leaves those before it as they were.
     """
     image = open_image(data)
     flip = generator.random() < horizontal_flip

@@ -23,13 +23,12 @@ from accel_train.data.readers.records import (
 )
 from accel_train.errors import UserError
 
-
-PLAIN_OPCODES = frozenset(
-    "PROTO FRAME STOP MARK TUPLE TUPLE3 "
-    "INT BININT BININT1 BININT2 LONG LONG1 "
-    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET".split()
-)
+PLAIN_OPCODES = {
+    *("PROTO", "FRAME", "STOP", "MARK", "TUPLE", "TUPLE3"),
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+}
 """What pickle.dumps writes for a tuple of integers and strings, in any protocol of Python 3: nothing that names or calls
 anything."""
 MAX_MEMO = 100
@@ -98,7 +97,7 @@ def _unpickled(value: bytes) -> tuple[Any, Any, Any]:
         for opcode, argument, _ in pickletools.genops(value):
             if opcode.name not in PLAIN_OPCODES:
                 raise pickle.UnpicklingError(f"{opcode.name} has no place in a record of plain values")
-            if "PUT" in opcode.name and argument > MAX_MEMO:
+            if "PUT" in opcode.name and int(argument or 0) > MAX_MEMO:
                 raise pickle.UnpicklingError(f"{opcode.name} {argument} asks for too much memory")
         record = pickle.loads(value)
     except Exception as error:  # a damaged pickle raises nearly anything
