@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from accel_train.config.schema import DataSection
 from accel_train.data.dataset import Dataset, UnreadableSample
 from accel_train.data.order import Order, rank_share
+from accel_train.data.padding import Padding, join, padding_of
 from accel_train.errors import CheckFailed, UserError
 
 PADDING_ROW = -1
@@ -51,7 +52,7 @@ class Request:
 
 
 class Reply(NamedTuple):
-    """The rows that could be read, stacked by column ({} if there are none), and the names of the others."""
+    """The rows that could be read, joined by column ({} if there are none), and the names of the others."""
 
     columns: Batch
     unreadable: list[str]
@@ -72,16 +73,17 @@ class RowReader:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
+        self._padding = padding_of(dataset)
 
     def __getitem__(self, request: Request) -> Reply:
         samples, unreadable = [], []
         for row in request.rows:
             try:
-                samples.append(self._dataset.read(row, request.epoch))
+                sample = self._dataset.read(row, request.epoch)
+                samples.append({name: value[None] for name, value in sample.items()})
             except UnreadableSample as error:
                 unreadable.append(str(error))
-        columns = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]} if samples else {}
-        return Reply(columns, unreadable)
+        return Reply(join(samples, self._padding), unreadable)
 
 
 def train_steps(
@@ -106,7 +108,8 @@ def train_steps(
         # A smaller last batch has fewer micro-batches, and never more than the rank with the fewest rows can fill: with
         # very small micro-batches one of them then holds a row more than micro_batch_size.
         wanted = -(-num_rows // (data.micro_batch_size * world_size))
-        return rank_share(num_rows, rank, world_size, min(wanted, num_rows // world_size))
+        num_micro_batches = min(wanted, num_rows // world_size)
+        return rank_share(num_rows, rank, world_size, num_micro_batches, interleaved=order.buckets is not None)
 
     def requests() -> Iterator[Request]:
         for step in range(first_step, last_step):
@@ -125,13 +128,13 @@ def train_steps(
     )
     template: Batch = {}
     for step in range(first_step, last_step):
-        pieces = micro_batches_of(len(order.rows(step)))
+        pieces = micro_batches_of(order.num_rows(step))
         answered = [next(replies) for _ in pieces]
         micro_batches = [reply.columns for reply in answered]
         template = next(filter(None, micro_batches), template)
         if not all(micro_batches):
             template = template or _template(dataset)
-            micro_batches = _divided_again(micro_batches, template)
+            micro_batches = _divided_again(micro_batches, template, padding_of(dataset))
         yield Step(
             step=step,
             epoch=order.epoch(step),
@@ -245,10 +248,10 @@ def _leave_when_told(training_process: int) -> None:
     os._exit(0)
 
 
-def _divided_again(micro_batches: list[Batch], template: Batch) -> list[Batch]:
+def _divided_again(micro_batches: list[Batch], template: Batch, padding: Padding) -> list[Batch]:
     """Shares the rows of all micro-batches out evenly, so that none is empty as long as there are rows enough."""
     filled = [batch for batch in micro_batches if batch]
-    columns = {name: torch.cat([batch[name] for batch in filled] or [column[:0]]) for name, column in template.items()}
+    columns = join(filled, padding) or {name: column[:0] for name, column in template.items()}
     num_rows = len(next(iter(columns.values())))
     pieces = rank_share(num_rows, 0, 1, len(micro_batches))
     return [{name: column[piece] for name, column in columns.items()} for piece in pieces]

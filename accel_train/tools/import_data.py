@@ -4,7 +4,7 @@ Nothing is left behind by an import that fails: the folder is written under anot
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +28,13 @@ from accel_train.errors import UserError
 from accel_train.tools.import_split import BadRecords, SplitImport
 from accel_train.tools.written_aside import written_aside
 
+FindSplits = Callable[[Path], dict[str, list[Path]]]
+
 
 class Format(NamedTuple):
     """A kind of source: how its splits are found (none: it is not of this kind) and read."""
 
-    find_splits: Callable[[Path], dict[str, list[Path]]]
+    find_splits: FindSplits
     read: Callable[[list[Path], Columns], Iterator[Record]]
 
 
@@ -47,6 +49,7 @@ FORMATS = {
     "image_folder": Format(image_folder.find_splits, image_folder.read),
 }
 """In the order in which a source is tried when no format is given: the most telling first."""
+FINDERS: dict[str, FindSplits] = {name: kind.find_splits for name, kind in FORMATS.items()}
 
 
 @dataclass
@@ -91,7 +94,7 @@ def import_data(
     target = Path(output)
     if target.exists():
         raise UserError(f"{output} already exists. Import into a new folder, or remove this one first.")
-    _check_options(valid_share, build_tokenizer, max_bad_records)
+    check_options(valid_share, build_tokenizer, max_bad_records)
     name, files = find_source(Path(source), format, splits)
     if valid_share is not None and len(files) != 1:
         raise UserError(f"--valid-share is for a source with one split; {source} has {', '.join(files)}. Leave it out.")
@@ -122,25 +125,28 @@ def import_data(
     return ImportSummary(output, name, described, bad.count, bad.listed, num_dropped, vocab_size)
 
 
-def find_source(source: Path, format: str | None, splits: list[str] | None) -> tuple[str, dict[str, list[Path]]]:
-    """The format of a source and the files of its splits."""
+def find_source(
+    source: Path, format: str | None, splits: list[str] | None, finders: Mapping[str, FindSplits] = FINDERS
+) -> tuple[str, dict[str, list[Path]]]:
+    """The format of a source and the files of its splits. Without a `format` the finders are tried in order."""
     if not source.exists():
         raise UserError(f"{source} does not exist.")
-    if format is not None and format not in FORMATS:
-        raise UserError(f"--format is {format!r}; it is one of {', '.join(FORMATS)}.")
-    for name in FORMATS if format is None else [format]:
-        files = FORMATS[name].find_splits(source)
+    if format is not None and format not in finders:
+        raise UserError(f"--format is {format!r}; it is one of {', '.join(finders)}.")
+    for name in finders if format is None else [format]:
+        files = finders[name](source)
         if not files:
             continue
         unknown = [split for split in splits or [] if split not in files]
         if unknown:
             raise UserError(f"{source}: no split {unknown[0]!r}; it has {', '.join(files)}.")
         return name, {split: paths for split, paths in files.items() if splits is None or split in splits}
-    tried = f"the format {format}" if format else f"any format this program reads ({', '.join(FORMATS)})"
+    tried = f"the format {format}" if format else f"any format this program reads ({', '.join(finders)})"
     raise UserError(f"{source} holds nothing in {tried}. docs/data.md shows what each looks like.")
 
 
-def _check_options(valid_share: float | None, build_tokenizer: int | None, max_bad_records: int) -> None:
+def check_options(valid_share: float | None, build_tokenizer: int | None, max_bad_records: int) -> None:
+    """Refuses numbers that no import can use."""
     if valid_share is not None and not 0 < valid_share < 1:
         raise UserError(f"--valid-share is {valid_share}; it is a share between 0 and 1, without the ends.")
     if build_tokenizer is not None and build_tokenizer <= len(SPECIAL_TOKENS):

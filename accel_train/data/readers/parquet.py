@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,16 +23,23 @@ def read(files: list[Path], columns: Columns) -> Iterator[Record]:
     """One record for each new image and each caption."""
     rows: RowRecords | None = None
     for path in files:
-        row_number = 0
-        try:
-            for batch in _batches(path):
-                chosen = choose_columns(str(path), batch.schema.names, columns)
-                rows = rows or RowRecords(chosen, path.parent)
-                for row in batch.to_pylist():
-                    yield from rows.records(f"{path}: row {row_number}", row)
-                    row_number += 1
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: can't be read after row {row_number} ({error}).") from error
+        chosen: Columns | None = None
+        for where, row in rows_of(path):
+            chosen = chosen or choose_columns(str(path), row, columns)
+            rows = rows or RowRecords(chosen, path.parent)
+            yield from rows.records(where, row)
+
+
+def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row with the place it stands at. Raises UserError where the file can't be read any further."""
+    row_number = 0
+    try:
+        for batch in _batches(path):
+            for row in batch.to_pylist():
+                yield f"{path}: row {row_number}", row
+                row_number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: can't be read after row {row_number} ({error}).") from error
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:

@@ -1,0 +1,56 @@
+"""Batches of rows that differ in length: each is padded to the longest one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from accel_train.data.dataset import Dataset
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How the columns of a dataset are brought to one length."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    """What fills up each column whose rows differ in length. Other columns must have rows of one shape."""
+    multiple: int = 1
+    """Lengths are rounded up to a multiple of this, which tensor cores and compiled kernels like."""
+
+
+@runtime_checkable
+class Padded(Protocol):
+    """A dataset whose rows differ in length."""
+
+    padding: Padding
+
+
+def padding_of(dataset: Dataset) -> Padding:
+    """The padding that a dataset declares; one that declares none has rows of equal shapes."""
+    return dataset.padding if isinstance(dataset, Padded) else Padding()
+
+
+def join(pieces: Sequence[Batch], padding: Padding) -> Batch:
+    """One batch of the rows of all pieces, in order. Columns are (rows, length, ...); {} if there are no pieces."""
+    if not pieces:
+        return {}
+    return {name: _join([piece[name] for piece in pieces], name, padding) for name in pieces[0]}
+
+
+def _join(columns: list[Tensor], name: str, padding: Padding) -> Tensor:
+    if name not in padding.values:
+        return torch.cat(columns)
+    longest = max(column.shape[1] for column in columns)
+    length = -(-longest // padding.multiple) * padding.multiple
+    fill = padding.values[name]
+    return torch.cat([_filled(column, length, fill) for column in columns])
+
+
+def _filled(column: Tensor, length: int, fill: float) -> Tensor:
+    missing = length - column.shape[1]
+    return F.pad(column, (*[0] * (2 * (column.ndim - 2)), 0, missing), value=fill) if missing else column
