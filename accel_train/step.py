@@ -124,13 +124,11 @@ def _loss_batch(engine: Engine, task: Task, micro_batches: list[Batch], counts: 
 
 def _inputs_of(task: Task, batch: Batch, learnt: list[str], outputs: Batch) -> Batch:
     """The batch without what only frozen towers read: their outputs need no gradient, so no second pass."""
-    unneeded = {
-        column
-        for name, columns in task.output_inputs.items()
-        if name in outputs and name not in learnt
-        for column in columns
-    }
-    return {name: column for name, column in batch.items() if name not in unneeded}
+    needed, unneeded = set[str](), set[str]()
+    for name, columns in task.output_inputs.items():
+        if name in outputs:
+            (needed if name in learnt else unneeded).update(columns)
+    return {name: column for name, column in batch.items() if name in needed or name not in unneeded}
 
 
 def _sum_over_ranks(engine: Engine, values: list[Tensor]) -> None:

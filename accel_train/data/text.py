@@ -55,6 +55,11 @@ class CaptionTokenizer:
         self.pad_id = pad_id
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
+    def vocabulary(self) -> dict[str, int]:
+        """Token ids by token, special ones too."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return vocabulary
+
     def encode(
         self, text: str, *, mask_share: float = 0.0, generator: random.Random | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,16 @@ def build_clip(config: ContrastiveConfig, section: ClipModelSection) -> Contrast
     return model
 
 
+def native_inputs(section: ClipModelSection) -> tuple[int, int]:
+    """The image size in pixels and the longest text in tokens that the weights of `pretrained` were made for."""
+    assert section.pretrained is not None
+    if is_checkpoint_file(section.pretrained):
+        saved, _ = _read_checkpoint_file(section.pretrained, section)
+    else:
+        saved = _architecture_of_folder(section.pretrained, section.type)
+    return int(saved.vision_config.image_size), int(saved.text_config.max_position_embeddings)
+
+
 def _read_checkpoint_file(path: str, section: ClipModelSection) -> tuple[PretrainedConfig, dict[str, Tensor]]:
     """Architecture and weights of a file that Chinese-CLIP's or open_clip's trainer wrote."""
     where = "model.pretrained"

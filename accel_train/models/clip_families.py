@@ -26,6 +26,11 @@ class _TransformersModel(ContrastiveModel):
     get_image_features: Callable[..., Any]
     get_text_features: Callable[..., Any]
 
+    @property
+    def feature_width(self) -> int:
+        architecture: Any = self.config
+        return int(architecture.projection_dim)
+
     def encode_images(self, pixel_values: Tensor) -> Encoded:
         output = self.get_image_features(pixel_values=pixel_values)
         return Encoded(output.pooler_output, output.last_hidden_state)
@@ -55,6 +60,11 @@ class ContrastiveCLIP(_TransformersModel, CLIPModel):
 
 class ContrastiveSiglip(_TransformersModel, SiglipModel):
     """Text feature: that of the last position, padding or not."""
+
+    @property
+    def feature_width(self) -> int:
+        architecture: Any = self.config
+        return int(architecture.text_config.projection_size)
 
 
 FAMILIES: dict[str, tuple[Any, Any, Any]] = {

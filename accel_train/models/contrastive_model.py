@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,8 +37,15 @@ class ContrastiveModel(nn.Module):
     logit_bias: Tensor
     max_logit_scale: float | None
     has_bias: bool
+    projected: tuple[str, ...] = ()
+    """Whose features, `image` or `text`, training also gives in the width of a teacher."""
     notes: tuple[str, ...] = ()
     """What was done to the weights on their way in, a line each, for the run's log."""
+
+    @property
+    @abstractmethod
+    def feature_width(self) -> int:
+        """Length of image_features and of text_features."""
 
     @abstractmethod
     def encode_images(self, pixel_values: Tensor) -> Encoded:
@@ -70,12 +78,23 @@ class ContrastiveModel(nn.Module):
             # A bias shared by all pairs cancels in a softmax: under InfoNCE it would be a parameter without a gradient.
             _set_scalar(self, "logit_bias", bias, learn=model.learn_temperature and self.has_bias)
 
+    def project_for_teacher(self, kinds: Sequence[str], width: int) -> None:
+        """Adds a learnt linear map, one for both kinds, from the features to those of a teacher of another width.
+
+        Orthogonal rows or columns at the start, so that what is near stays near; drawn from torch's global generator.
+        """
+        self.projected = tuple(kinds)
+        self.teacher_projection = nn.Linear(self.feature_width, width, bias=False)
+        if self.teacher_projection.weight.device.type != "meta":
+            nn.init.orthogonal_(self.teacher_projection.weight)
+
     def forward(self, batch: dict[str, Tensor], *, with_tokens: bool = False) -> dict[str, Tensor]:
         """Features of the towers whose inputs are in the batch, L2-normalised in fp32, with logit_scale (and logit_bias).
 
         pixel_values: (n, 3, S, S), uint8 as loaded, or floats that are normalised already. input_ids, attention_mask:
         (n, L). Returns image_features (n, D), text_features (n, D), logit_scale (1,), logit_bias (1,) if it is used;
-        `with_tokens` adds image_tokens (n, T, W) and text_tokens (n, L, V).
+        `with_tokens` adds image_tokens (n, T, W) and text_tokens (n, L, V). For a teacher of another width, train mode
+        adds projected_image_features and projected_text_features (n, its width).
         """
         encoded: dict[str, Encoded] = {}
         if "pixel_values" in batch:
@@ -85,6 +104,11 @@ class ContrastiveModel(nn.Module):
         outputs = {f"{kind}_features": _unit_length(found.features) for kind, found in encoded.items()}
         if with_tokens:
             outputs |= {f"{kind}_tokens": found.tokens for kind, found in encoded.items() if found.tokens is not None}
+        for kind in self.projected if self.training else ():
+            if f"{kind}_features" in outputs:
+                outputs[f"projected_{kind}_features"] = _unit_length(
+                    self.teacher_projection(outputs[f"{kind}_features"])
+                )
         outputs["logit_scale"] = clamped_exp(self.logit_scale, self.max_logit_scale)
         if self.has_bias:
             # A copy: ZeRO-3 frees the parameter's own memory when forward returns.

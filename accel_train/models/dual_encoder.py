@@ -56,6 +56,10 @@ class DualEncoder(ContrastiveModel):
         for projection in (self.visual_projection, self.text_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
 
+    @property
+    def feature_width(self) -> int:
+        return self.visual_projection.out_features
+
     def encode_images(self, pixel_values: Tensor) -> Encoded:
         output = self.vision_model(pixel_values=pixel_values)
         hidden: Tensor = output.last_hidden_state

@@ -24,6 +24,9 @@ HEADS = "heads.safetensors"
 TOWERS = {"vision_model": "image", "text_model": "text"}
 """Folder of each backbone in a dual encoder's export."""
 
+TEACHER_PROJECTION = "teacher_projection"
+"""The map to a teacher's features serves training alone, and no export holds it."""
+
 BICUBIC = 3
 """Pillow's number for the filter of our transform."""
 
@@ -69,7 +72,7 @@ def load_pretrained_weights(
         state = _read_plain(source, config.model.type, where)
     own = model.state_dict()
     kept = {"logit_scale"} if config.model.temperature is not None else set()
-    kept |= {"logit_bias"} - state.keys()
+    kept |= {"logit_bias", f"{TEACHER_PROJECTION}.weight"} - state.keys()
     state |= {name: own[name] for name in kept & own.keys()}
     if "logit_bias" not in own:
         state.pop("logit_bias", None)
@@ -128,7 +131,8 @@ def _save_dual_encoder(model: DualEncoder, path: Path, config: ContrastiveConfig
 
 
 def _heads(model: DualEncoder) -> dict[str, Tensor]:
-    return {name: value for name, value in model.state_dict().items() if not name.startswith(tuple(TOWERS))}
+    elsewhere = (*TOWERS, TEACHER_PROJECTION)
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(elsewhere)}
 
 
 def _read_dual_encoder(model: DualEncoder, path: Path, where: str) -> dict[str, Tensor]:

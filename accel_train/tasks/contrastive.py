@@ -20,7 +20,14 @@ from accel_train.models.export import load_pretrained_weights, save_pretrained
 from accel_train.models.pretrained import building_on_meta
 from accel_train.optim.frozen import never_trained
 from accel_train.tasks.clip_parts import check_tokenizer, section_of_export
+from accel_train.tasks.distillation import (
+    distillation_losses,
+    project_to_teacher,
+    refuse_frozen_students,
+    teacher_columns,
+)
 from accel_train.tasks.task import Batch, Task
+from accel_train.tasks.teacher import Teacher, open_teacher
 
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -34,7 +41,6 @@ class ContrastiveTask(Task):
     compares_whole_batch = True
     splits_loss: ClassVar[bool] = True
     shared_outputs: ClassVar[frozenset[str]] = frozenset({"logit_scale", "logit_bias"})
-    loss_columns = ("image_key", "text_key")
     score_names: ClassVar[tuple[str, ...]] = (
         "mean_recall",
         *(f"{direction}_recall@{k}" for direction in DIRECTIONS for k in RECALL_AT),
@@ -43,11 +49,25 @@ class ContrastiveTask(Task):
     output_inputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "image_features": ("pixel_values",),
         "text_features": ("input_ids", "attention_mask"),
+        "projected_image_features": ("pixel_values",),
+        "projected_text_features": ("input_ids", "attention_mask"),
     }
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.teacher: Teacher | None = None
+        self.loss_columns = ("image_key", "text_key")
+        if self.config.distillation is not None:
+            self.loss_columns += teacher_columns(self.config.distillation)
 
     def build_model(self) -> nn.Module:
         model = build_contrastive_model(self.config)
-        adapt_to_training(model, self.config.model, never_trained(model, self.config))
+        if self.config.distillation is not None:
+            project_to_teacher(model, self.config)
+        frozen = never_trained(model, self.config)
+        adapt_to_training(model, self.config.model, frozen)
+        if self.config.distillation is not None:
+            refuse_frozen_students(model, self.config.distillation, frozen)
         if not building_on_meta():
             check_tokenizer(caption_tokenizer(self.config.data), model, self.config.model)
         return model
@@ -74,7 +94,25 @@ class ContrastiveTask(Task):
             return [f"model.batch_norm is {self.config.model.batch_norm}: results depend on data.micro_batch_size."]
         return []
 
+    def prepare_training(self, device: torch.device) -> list[str]:
+        if self.config.distillation is None:
+            return []
+        self.teacher = open_teacher(self.config, device)
+        return self.teacher.notes
+
+    def add_to_batch(self, batch: Batch) -> Batch:
+        # Batches of an evaluation hold one tower's inputs and no keys.
+        if self.teacher is None or "image_key" not in batch:
+            return batch
+        return batch | self.teacher.features(batch)
+
     def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
+        losses = self._contrastive_loss(outputs, batch)
+        if self.config.distillation is not None:
+            losses |= distillation_losses(self.config.distillation, outputs, batch, self.config.loss.chunk_size)
+        return losses
+
+    def _contrastive_loss(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
         section = self.config.loss
         anchors = batch.get("anchors")
         options: dict[str, Any] = {
@@ -133,7 +171,8 @@ class ContrastiveTask(Task):
         assert isinstance(config, ContrastiveConfig)
         # The export holds the tokenizer too: the dataset that it came from need not be there any more.
         data = config.data.model_copy(update={"tokenizer": folder})
-        return config.model_copy(update={"model": section_of_export(config.model, folder), "data": data})
+        model = section_of_export(config.model, folder)
+        return config.model_copy(update={"model": model, "data": data, "distillation": None})
 
     def export(self, model: nn.Module, folder: str) -> None:
         """A Hugging Face folder with the model, its image processor and its tokenizer."""

@@ -67,6 +67,13 @@ class Task(ABC):
         """What a summed loss is normalised by: samples, or tokens."""
         return torch.tensor(float(len(batch["sample_id"])))
 
+    def prepare_training(self, device: torch.device) -> list[str]:
+        """Loads, once and before the first step, what training needs beside model and data: a frozen teacher, say.
+
+        Every rank calls it. Returns lines for the run's log. Raises UserError.
+        """
+        return []
+
     def add_to_batch(self, batch: Batch) -> Batch:
         """Adds frozen inputs, such as teacher features, on the device, before the model sees the batch."""
         return batch
