@@ -73,9 +73,14 @@ def step_summary(step: int, total_steps: int, epoch: int, values: dict[str, floa
 
 
 def score_table(scores: dict[str, float], title: str) -> Table:
-    """Scores in percent. `a_recall@1`, `a_recall@5`, ... become columns of a row `a`; other scores get rows of their own."""
+    """Scores in percent. `a_recall@1`, `a_recall@5`, ... become columns of a row `a`; other scores get rows of their own.
+
+    A `loss` among them comes last, as it is.
+    """
     rows: dict[str, dict[str, float]] = {}
     for name, value in scores.items():
+        if name == "loss":
+            continue
         subject, at, k = name.partition("_recall@")
         mean_of = name.removesuffix("_mean_recall")
         if at:
@@ -94,4 +99,6 @@ def score_table(scores: dict[str, float], title: str) -> Table:
         table.add_row(
             name.replace("_", " "), *(f"{100 * row[column]:.1f}" if column in row else "" for column in columns)
         )
+    if "loss" in scores:
+        table.add_row("loss (no share)", f"{scores['loss']:.4f}")
     return table

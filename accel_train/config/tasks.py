@@ -9,8 +9,12 @@ from typing import Any
 
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.config.schema import RunConfig
+from accel_train.config.sequence_classification import SequenceClassificationConfig
 
-BUILT_IN: dict[str, type[RunConfig]] = {"contrastive": ContrastiveConfig}
+BUILT_IN: dict[str, type[RunConfig]] = {
+    "contrastive": ContrastiveConfig,
+    "sequence_classification": SequenceClassificationConfig,
+}
 DEFAULT = "contrastive"
 OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 

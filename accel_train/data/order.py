@@ -151,8 +151,8 @@ def rank_share(
 ) -> list[slice]:
     """Micro-batches of one rank as slices of a global batch: contiguous, rank by rank, micro-batch by micro-batch.
 
-    `interleaved` deals the micro-batches out in turn instead, so that micro-batches j of all ranks are neighbours. Where rows
-    are sorted by length, every rank then has short and long ones, and all are at samples of like length at the same time.
+    `interleaved` deals the micro-batches out in turn instead, so that micro-batches j of all ranks are neighbours. Where
+    rows are sorted by length, every rank then has short and long ones, and all are at like lengths at the same time.
 
     Sizes differ by at most one over ranks, and over one rank's micro-batches. A slice is empty only where a rank has
     fewer rows than micro-batches.

@@ -6,9 +6,13 @@ from accel_train.config.schema import RunConfig
 from accel_train.config.tasks import own_class
 from accel_train.errors import UserError
 from accel_train.tasks.contrastive import ContrastiveTask
+from accel_train.tasks.sequence_classification import SequenceClassificationTask
 from accel_train.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {"contrastive": ContrastiveTask}
+TASKS: dict[str, type[Task]] = {
+    "contrastive": ContrastiveTask,
+    "sequence_classification": SequenceClassificationTask,
+}
 
 
 def task_class(name: str) -> type[Task]:

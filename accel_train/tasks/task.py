@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from accel_train.config.schema import RunConfig
 from accel_train.data.dataset import Dataset
+from accel_train.data.order import Buckets
 from accel_train.errors import UserError
 
 Batch = dict[str, Tensor]
@@ -59,6 +60,10 @@ class Task(ABC):
         """Training samples of a split, without more than is needed to count them."""
         return len(self.build_dataset(split))
 
+    def buckets(self, dataset: Dataset) -> Buckets | None:
+        """Lengths of the training samples, where global batches are to hold samples of like length. None: they aren't."""
+        return None
+
     def evaluation_sets(self, split: str) -> list[Dataset]:
         """What `evaluate` runs through the model, one after the other; each sample is counted once."""
         return [self.build_dataset(split)]
@@ -88,7 +93,7 @@ class Task(ABC):
 
     @abstractmethod
     def scores(self, predictions: dict[str, Tensor], split: str) -> dict[str, float]:
-        """Scores to maximise, over the whole split."""
+        """Scores to maximise, over the whole split. `loss` may stand beside them, to compare with the training loss."""
 
     def train_metrics(self, outputs: Batch) -> dict[str, Any]:
         """Further values to log from one step's outputs, such as the temperature."""
