@@ -81,7 +81,7 @@ def test_each_help_has_an_example_of_its_command(name: str, capsys: pytest.Captu
     [
         (
             ["xyzzy"],
-            "no command is called 'xyzzy'. The commands: train, plan, evaluate, import, export, doctor, schema.",
+            f"no command is called 'xyzzy'. The commands: {', '.join(cli.COMMANDS)}.",
         ),
         (["plan"], "the following arguments are required: CONFIG\n"),
         (["plan", QUICKSTART, "--jsn"], "unrecognized arguments: --jsn"),

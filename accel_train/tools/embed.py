@@ -144,9 +144,12 @@ def _compute(engine: Engine, block: Block | None, replies: Iterator[Reply], part
         reply = next(replies)
         unreadable += reply.unreadable
         if reply.columns:
-            outputs = engine.model(engine.to_device(reply.columns))
             rows.append(reply.columns["sample_id"])
-            features.append(outputs[f"{block.kind}_features"].float().cpu())
+            # Always a full batch: matrix kernels for very few rows may round by where in memory the rows lie.
+            fill = torch.arange(block.batch_size) % len(rows[-1])
+            full = {name: column[fill] for name, column in reply.columns.items()}
+            outputs = engine.model(engine.to_device(full))
+            features.append(outputs[f"{block.kind}_features"][: len(rows[-1])].float().cpu())
     empty = Part(torch.empty(0, dtype=torch.int64), torch.empty(0, 0), unreadable)
     parts.write(block, Part(torch.cat(rows), torch.cat(features), unreadable) if rows else empty)
     return block.stop - block.start, unreadable
