@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from accel_train.checkpoint.carried import CarriedState, from_checkpoint, from_whole
 from accel_train.checkpoint.store import all_folders, load_weights
 from accel_train.config.load import config_changes
 from accel_train.config.schema import RunConfig
 from accel_train.errors import UserError
+from accel_train.optim.optimizers import state_names
+from accel_train.optim.param_groups import GroupPlan
 from accel_train.run_log import RunLog
 from accel_train.tasks.task import Task
 
@@ -39,9 +42,13 @@ how it is judged: a run keeps them to its end."""
 FIXED = ("optimizer.name", "evaluation.best_score")
 
 
-def about_run(config: RunConfig, dataset_fingerprint: str) -> dict[str, Any]:
-    """What a checkpoint remembers of its run, to compare at a resume."""
-    return {"about": {"config": config.model_dump(mode="json"), "dataset_fingerprint": dataset_fingerprint}}
+def about_run(config: RunConfig, dataset_fingerprint: str, plan: GroupPlan) -> dict[str, Any]:
+    """What a checkpoint remembers of its run, to compare at a resume, and of the age of its optimizer state."""
+    first_steps = {name: group.first_step for group in plan.groups if group.first_step for name in group.param_names}
+    return {
+        "about": {"config": config.model_dump(mode="json"), "dataset_fingerprint": dataset_fingerprint},
+        "first_steps": first_steps,
+    }
 
 
 def check_resumable(saved: dict[str, Any], config: RunConfig, dataset_fingerprint: str, log: RunLog) -> None:
@@ -71,8 +78,23 @@ def load_initial_weights(task: Task, model: nn.Module, source: str, log: RunLog)
         task.load_pretrained(model, source)
         log.say(f"weights from {source}")
         return
-    copy_weights(model, folder)
-    log.say(f"weights from {folder}")
+    weights, remark = task.starting_weights(load_weights(folder), model)
+    put_weights(model, weights, folder)
+    log.say(f"weights from {folder}{remark}")
+
+
+def carried_state(config: RunConfig, task: Task, model: nn.Module) -> CarriedState:
+    """`initialize_optimizer`: the optimizer state that lies beside the initial weights. Raises UserError."""
+    source = str(config.initialize_from)
+    folder = checkpoint_folder(Path(source))
+    names = state_names(config.optimizer)
+    if folder is not None:
+        carried = from_checkpoint(folder, names, config.optimizer.name)
+    else:
+        carried = from_whole(task.load_optimizer_state(model, source))
+    if not carried.updates:
+        raise UserError(f"initialize_optimizer: {source} holds no optimizer state. Set initialize_optimizer to false.")
+    return carried
 
 
 def checkpoint_folder(source: Path, which: str = "best") -> Path | None:
@@ -97,7 +119,12 @@ def checkpoint_folder(source: Path, which: str = "best") -> Path | None:
 
 def copy_weights(model: nn.Module, folder: Path) -> None:
     """Copies a checkpoint's weights into a whole model, strictly by name and shape. Raises UserError."""
+    put_weights(model, load_weights(folder), folder)
+
+
+def put_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Weights that came from a checkpoint, strictly by name and shape. Raises UserError."""
     try:
-        model.load_state_dict(load_weights(folder))
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder} does not fit the model of this configuration: {error}") from error

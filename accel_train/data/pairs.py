@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from accel_train.config.contrastive import PairData
+from accel_train.config.scorer import RatedData
 from accel_train.data.arrow_split import Split, open_split
 from accel_train.data.dataset import UnreadableSample
 from accel_train.data.text import CaptionTokenizer, open_tokenizer
@@ -11,7 +12,7 @@ from accel_train.data.tokenizer_files import find_tokenizer
 from accel_train.data.transforms import UnreadableImage, evaluation_image, sample_generator, training_image
 
 
-def tokenizer_path(data: PairData) -> str:
+def tokenizer_path(data: PairData | RatedData) -> str:
     """The folder or file that `data.tokenizer` names."""
     return find_tokenizer(data.tokenizer, data.path)
 

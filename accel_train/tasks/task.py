@@ -108,6 +108,13 @@ class Task(ABC):
         """What `plan` should point out about the task's own sections."""
         return []
 
+    def starting_weights(self, weights: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
+        """What `initialize_from` puts into a built model from the weights of a checkpoint, and a remark for the log.
+
+        By default these weights, name by name. A task whose model holds another task's model may place them there.
+        """
+        return weights, ""
+
     def load_pretrained(self, model: nn.Module, folder: str) -> None:
         """Fills a built model with the weights of a Hugging Face folder. Raises UserError where they don't fit."""
         raise UserError(f"initialize_from: {type(self).__name__} reads checkpoints only; {folder} is not one.")

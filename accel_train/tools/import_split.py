@@ -98,7 +98,7 @@ class SplitImport:
 
     def _side(self, image: bytes) -> str:
         """By content, so copies of one image never stand on both sides, and the order of records does not matter."""
-        if self._valid_share is not None and content_key(image + b"side") < self._valid_share * 2**63:
+        if self._valid_share is not None and is_on_valid_side(image, self._valid_share):
             return VALID_SPLIT
         return self._split
 
@@ -125,3 +125,8 @@ class SplitImport:
             self._writers[split].add_text(record.text_id, record.text, image_rows)
             if split == self._split:
                 self.captions.append(record.text)
+
+
+def is_on_valid_side(content: bytes, share: float) -> bool:
+    """Whether what has this content goes to the split `valid`, as about `share` (0 to 1) of all contents do."""
+    return content_key(content + b"side") < share * 2**63
