@@ -224,7 +224,7 @@ def _distillation(values: Values, migration: Migration) -> dict[str, Any]:
 def _optimizer(values: Values, migration: Migration) -> dict[str, Any]:
     lr = values["lr"]
     resnet = values["vision-model"] == "RN50"  # it projects inside the tower
-    image = ["^vision_model\\."] if resnet else ["chinese_clip_image", "^visual_projection\\."]
+    image = ["cn_clip_resnet"] if resnet else ["chinese_clip_image", "^visual_projection\\."]
     towers = [
         {"name": "image", "lr": 0.0 if values["freeze-vision"] else lr, "layers": image},
         {"name": "text", "lr": lr, "layers": ["chinese_clip_text", "^text_projection\\."]},
