@@ -17,6 +17,7 @@ from accel_train.config.schema import (
     optimizer_of_phase,
 )
 from accel_train.errors import UserError
+from accel_train.optim.lr_scaling import scaled
 from accel_train.optim.param_groups import GroupPlan, plan_groups
 from accel_train.optim.schedule import lr_scale
 
@@ -70,7 +71,7 @@ def plan_phases(config: RunConfig, *, steps_per_epoch: int, total_steps: int) ->
                 name=config.phases[index - 1].name if index else "first",
                 start=start,
                 end=end,
-                optimizer=optimizer,
+                optimizer=scaled(optimizer, config.data.global_batch_size),
                 schedule=schedules[first],
                 schedule_start=starts[first],
                 schedule_end=total_steps if after is None else starts[after],

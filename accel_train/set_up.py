@@ -17,6 +17,7 @@ from accel_train.models.blocks import checkpoint_activations, compile_blocks, re
 from accel_train.models.dropout import install_per_sample_dropout
 from accel_train.models.pretrained import quiet_transformers
 from accel_train.optim.group_table import group_table
+from accel_train.optim.lr_scaling import scaling_in_words
 from accel_train.optim.optimizers import make_optimizer, state_names
 from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
 from accel_train.phases import phase_at, plan_phase_groups, plan_phases
@@ -43,6 +44,8 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
         f"{config.precision}; a global batch of {config.data.global_batch_size} is {engine.world_size} ranks x "
         f"{micro_batches} micro-batches x {config.data.micro_batch_size}"
     )
+    if scaling := scaling_in_words(config.optimizer, config.data.global_batch_size):
+        log.say(f"optimizer.lr_scaling: {scaling}")
     task, model = engine.together(lambda: build_model(config))
     dataset, order = engine.together(lambda: build_data(config, task, engine.world_size))
     for line in engine.together(lambda: task.prepare_training(engine.device)):

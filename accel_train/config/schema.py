@@ -76,6 +76,15 @@ class Tower(Section):
     """Clips the gradient norm of this tower alone."""
 
 
+class LrScalingSection(Section):
+    """For learning rates that were chosen at another batch size."""
+
+    rule: Literal["linear", "square_root"]
+    """Every tower's rate is multiplied by global_batch_size / base_batch_size, or by the square root of that."""
+    base_batch_size: Annotated[int, Field(ge=1)]
+    """The global batch size that the towers' rates are meant for."""
+
+
 class OptimizerSection(Section):
     name: Literal["adamw", "adam", "sgd", "lion"] = "adamw"
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.98], min_length=2, max_length=2)
@@ -92,6 +101,8 @@ class OptimizerSection(Section):
     """Regular expressions over parameter names that are exempt too, for example embeddings."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Clips the gradient norm over all parameters, after the towers' own clipping."""
+    lr_scaling: LrScalingSection | None = None
+    """Scale all learning rates with the batch size. null: they are as written."""
     towers: list[Tower] = Field(min_length=1)
 
 

@@ -14,6 +14,7 @@ from accel_train.config.schema import RunConfig
 from accel_train.data.order import Order
 from accel_train.engine.launch import read_launch
 from accel_train.optim.group_table import group_table
+from accel_train.optim.lr_scaling import lr_factor, scaling_in_words
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.optim.schedule import num_warmup_steps
 from accel_train.phases import Phase, plan_phase_groups, plan_phases
@@ -137,6 +138,7 @@ def as_dict(plan: RunPlan) -> dict[str, Any]:
         "total_steps": plan.total_steps,
         "warmup_steps": num_warmup_steps(plan.config.schedule, plan.total_steps),
         "max_grad_norm": plan.config.optimizer.max_grad_norm,
+        "lr_factor": lr_factor(plan.config.optimizer, plan.config.data.global_batch_size),
         **_groups_as_dict(plan.model, plan.groups[0]),
         "phases": [
             {"name": phase.name, "start": phase.start, "end": phase.end, **_groups_as_dict(plan.model, groups)}
@@ -193,6 +195,7 @@ def _run_table(plan: RunPlan) -> Table:
     micro = "1 micro-batch" if plan.num_micro_batches == 1 else f"{plan.num_micro_batches} micro-batches"
     warmup = num_warmup_steps(schedule, plan.total_steps)
     epochs = plan.total_steps / plan.steps_per_epoch
+    scaling = scaling_in_words(config.optimizer, data.global_batch_size)
     table = Table.grid(padding=(0, 2))
     for key, value in {
         "run": config.run_dir,
@@ -201,6 +204,7 @@ def _run_table(plan: RunPlan) -> Table:
         "batch": f"{data.global_batch_size} = {ranks} x {micro} of {data.micro_batch_size}",
         "length": f"{plan.total_steps:,} steps = {epochs:.4g} epochs of {plan.steps_per_epoch:,}",
         "schedule": f"{schedule.name}, {warmup:,} steps of warmup, lowest scale {schedule.min_lr_ratio:g}",
+        **({"scaling": scaling} if scaling else {}),
     }.items():
         table.add_row(f"[bold]{key}[/bold]", value)
     return table
