@@ -123,8 +123,8 @@ def compute(
         missing = engine.gather_objects(parts.missing(blocks[kind]) if engine.is_main else [])[0]
         mine = missing[engine.rank :: engine.world_size]
         replies = _replies(dataset, mine, config)
-        with RowProgress(f"{kind}s", len(dataset), shown=engine.is_main) as progress:
-            progress.advance(len(dataset) - sum(block.stop - block.start for block in missing))
+        done = len(dataset) - sum(block.stop - block.start for block in missing)
+        with RowProgress(f"{kind}s", len(dataset), done=done, shown=engine.is_main) as progress:
             for place in range(-(-len(missing) // engine.world_size)):
                 block = mine[place] if place < len(mine) else None
                 new = engine.together(partial(_compute, engine, block, replies, parts))

@@ -13,8 +13,9 @@ SECONDS_BETWEEN_LINES = 30.0
 class RowProgress:
     """A context: `advance` counts rows. Only the main rank shows it. Standard output stays free for results."""
 
-    def __init__(self, what: str, total: int, *, shown: bool) -> None:
-        self.what, self.total, self.done = what, total, 0
+    def __init__(self, what: str, total: int, *, done: int, shown: bool) -> None:
+        self.what, self.total, self.done = what, total, done
+        self._done_before = done
         self._shown = shown
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -25,14 +26,14 @@ class RowProgress:
         if self._shown and console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
             self._bar = Progress(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console)
-            self._task = self._bar.add_task(self.what, total=self.total, rate="")
+            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, rate="")
             self._bar.start()
         return self
 
     def advance(self, rows: int) -> None:
         self.done += rows
         now = time.monotonic()
-        rate = f"{self.done / max(now - self._started, 1e-9):.1f} rows/s"
+        rate = f"{(self.done - self._done_before) / max(now - self._started, 1e-9):.1f} rows/s"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif self._shown and now - self._last_line >= SECONDS_BETWEEN_LINES:
