@@ -59,7 +59,7 @@ def teacher_config(config: ContrastiveConfig, *, reads_texts: bool) -> Contrasti
 
 
 def build_teacher(config: ContrastiveConfig) -> ContrastiveModel:
-    """The model of a `teacher_config` with its weights, in eval mode and without gradients; on the meta device shapes alone."""
+    """The model of a `teacher_config` with its weights, in eval mode, without gradients; on the meta device shapes alone."""
     state = torch.get_rng_state()
     model = build_contrastive_model(config)
     if isinstance(config.model, DualEncoderSection) and not building_on_meta():

@@ -91,11 +91,14 @@ class LiveTeacher:
 
 
 def resized(pixel_values: Tensor, size: int) -> Tensor:
-    """(n, 3, S, S) uint8 pixels at another size by the antialiased bicubic filter, as uint8."""
-    if pixel_values.shape[-1] == size:
+    """(n, 3, S, S) uint8 pixels at another size by Pillow's bicubic filter, which rounds after each direction; uint8."""
+    now = pixel_values.shape[-1]
+    if now == size:
         return pixel_values
-    found = F.interpolate(pixel_values.float(), (size, size), mode="bicubic", antialias=True)
-    return found.round_().clamp_(0, 255).to(torch.uint8)
+    found = pixel_values.float()
+    for shape in ((now, size), (size, size)):
+        found = F.interpolate(found, shape, mode="bicubic", antialias=True).round_().clamp_(0, 255)
+    return found.to(torch.uint8)
 
 
 class StoredTeacher:
