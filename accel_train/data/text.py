@@ -60,6 +60,11 @@ class CaptionTokenizer:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return vocabulary
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, without special tokens."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
     def encode(
         self, text: str, *, mask_share: float = 0.0, generator: random.Random | None = None
     ) -> tuple[Tensor, Tensor]:

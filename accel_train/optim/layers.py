@@ -7,8 +7,8 @@ norm, SigLIP's heads and the attention pooling of CLIP's ResNet are a layer of t
 these are timm's depths.
 """
 
-_IMAGE = r"^(?:clip\.)?(?:vision_model\.)*"
-_TEXT = r"^(?:clip\.)?(?:text_model\.)*"
+_IMAGE = r"^(?:clip\.|image_encoder\.)?(?:vision_model\.)*"
+_TEXT = r"^(?:clip\.|text_encoder\.)?(?:text_model\.)*"
 _CLASSIFIER = r"^classifier\."
 
 
@@ -41,17 +41,17 @@ LAYER_LISTS: dict[str, tuple[str, ...]] = {
     "chinese_clip_text": _bert(_TEXT),
     "siglip_image": _image_transformer(r"embeddings\."),
     "siglip_text": _causal_text_transformer(),
-    "bert": (*_bert(r"^(?:clip\.)?(?:text_model\.|bert\.)*"), _CLASSIFIER),
-    "vit": _vit(r"^(?:clip\.)?(?:vision_model\.|vit\.)*"),
-    "dinov2": _vit(r"^(?:clip\.)?(?:vision_model\.|dinov2\.)*"),
+    "bert": (*_bert(r"^(?:clip\.|text_encoder\.)?(?:text_model\.|bert\.)*"), _CLASSIFIER),
+    "vit": _vit(r"^(?:clip\.|image_encoder\.)?(?:vision_model\.|vit\.)*"),
+    "dinov2": _vit(r"^(?:clip\.|image_encoder\.)?(?:vision_model\.|dinov2\.)*"),
     "convnext": (
-        r"^(?:clip\.)?(?:vision_model\.|convnext\.)*embeddings\.",
-        r"^(?:clip\.)?(?:vision_model\.|convnext\.)*encoder\.stages\.(\d+)\.(?:downsampling_layer\.|layers\.(\d+)\.)",
-        r"^(?:clip\.)?(?:(?:vision_model\.|convnext\.)*layernorm\.|classifier\.)",
+        r"^(?:clip\.|image_encoder\.)?(?:vision_model\.|convnext\.)*embeddings\.",
+        r"^(?:clip\.|image_encoder\.)?(?:vision_model\.|convnext\.)*encoder\.stages\.(\d+)\.(?:downsampling_layer\.|layers\.(\d+)\.)",
+        r"^(?:clip\.|image_encoder\.)?(?:(?:vision_model\.|convnext\.)*layernorm\.|classifier\.)",
     ),
     "resnet": (
-        r"^(?:clip\.)?(?:vision_model\.|resnet\.)*embedder\.",
-        r"^(?:clip\.)?(?:vision_model\.|resnet\.)*encoder\.stages\.(\d+)\.layers\.(\d+)\.",
+        r"^(?:clip\.|image_encoder\.)?(?:vision_model\.|resnet\.)*embedder\.",
+        r"^(?:clip\.|image_encoder\.)?(?:vision_model\.|resnet\.)*encoder\.stages\.(\d+)\.layers\.(\d+)\.",
         _CLASSIFIER,
     ),
     "cn_clip_resnet": (
@@ -60,8 +60,8 @@ LAYER_LISTS: dict[str, tuple[str, ...]] = {
         _IMAGE + r"pool\.",
     ),
     "llama": (
-        r"^(?:model\.)?embed_tokens\.",
-        r"^(?:model\.)?(?:layers\.(\d+)\.|norm\.)",
-        r"^(?:score|lm_head)\.",
+        r"^(?:llm\.)?(?:model\.)?embed_tokens\.",
+        r"^(?:llm\.)?(?:model\.)?(?:layers\.(\d+)\.|norm\.)",
+        r"^(?:llm\.)?(?:score|lm_head)\.",
     ),
 }
