@@ -18,6 +18,8 @@ from transformers.masking_utils import eager_mask
 from accel_train.errors import UserError
 
 ATTENTION_NAME = "per_sample_dropout"
+MAX_LENGTH = 2**20
+"""Longest sequence whose attention weights all have masks of their own."""
 ATTENTION_DROPOUT_KEYS = ("attention_probs_dropout_prob", "attention_dropout")
 
 # Constants of SplitMix64 as signed 64-bit integers.
@@ -114,7 +116,9 @@ def per_sample_bits(count: int, device: torch.device) -> Tensor | None:
     """
     if _ACTIVE.streams is None:
         return None
-    return _bits(_ACTIVE.streams.to(device), count, site=-1, call=0)  # modules have sites from 0
+    return _bits(
+        _ACTIVE.streams.to(device), torch.arange(count, device=device), site=-1, call=0
+    )  # modules have sites from 0
 
 
 def _drop(values: Tensor, mask_shape: Sequence[int], rate: float, site: int, call: int) -> Tensor:
@@ -132,14 +136,25 @@ def _drop(values: Tensor, mask_shape: Sequence[int], rate: float, site: int, cal
 @torch.library.custom_op("accel_train::keep_mask", mutates_args=())
 def _keep_mask(streams: Tensor, shape: Sequence[int], rate: float, site: int, call: int) -> Tensor:
     """streams (n,) and a shape (n, ...) to booleans that are False with probability `rate`."""
-    bits = _bits(streams, math.prod(shape[1:]), site, call)
+    bits = _bits(streams, _places(shape[1:], streams.device), site, call)
     return (((bits >> 40) & 0xFFFFFF) >= round(rate * 2**24)).view(shape)
 
 
-def _bits(streams: Tensor, count: int, site: int, call: int) -> Tensor:
-    """streams (n,) to (n, count) random 64-bit integers."""
+def _bits(streams: Tensor, places: Tensor, site: int, call: int) -> Tensor:
+    """streams (n,) and places (count,) to (n, count) random 64-bit integers."""
     start = _mix(streams + _signed((site * 64 + call) * _GAMMA))
-    return _mix(start[:, None] + torch.arange(count, device=streams.device) * _GAMMA)
+    return _mix(start[:, None] + places * _GAMMA)
+
+
+def _places(shape: Sequence[int], device: torch.device) -> Tensor:
+    """A number for each element of one sample, flat: the same one however far the sample is padded.
+
+    (L, D) is counted row by row, to which padding adds at the end; in (heads, L, L) there is room for MAX_LENGTH columns.
+    """
+    if len(shape) != 3:
+        return torch.arange(math.prod(shape), device=device)
+    outer, rows, columns = (torch.arange(size, device=device) for size in shape)
+    return ((outer[:, None, None] * MAX_LENGTH + rows[:, None]) * MAX_LENGTH + columns).flatten()
 
 
 @_keep_mask.register_fake
@@ -199,11 +214,13 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention of (n, heads, L, d) written out, with keyed dropout of its weights.
+    """Softmax attention of (n, heads, L, d) written out, with keyed dropout of its weights. Keys may have fewer heads.
 
     attention_mask is added to the scores. Returns (n, L, heads, d) and the weights, as transformers expects.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if (shared := query.shape[1] // key.shape[1]) > 1:  # LLaMA's grouped heads: several queries to one key
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask

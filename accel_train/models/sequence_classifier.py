@@ -119,9 +119,7 @@ def load_classifier(model: SequenceClassifier, folder: str, where: str) -> None:
 def _load(folder: str, config: PretrainedConfig, head_fits: bool, options: dict[str, Any]) -> PreTrainedModel:
     is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     ignore = () if head_fits and is_classifier else (*TASK_HEADS, *OWN_HEADS)
-    plain = load_model(
-        AutoModelForSequenceClassification, folder, config, "model.pretrained", ignore=ignore, **options
-    )
+    plain = load_model(AutoModelForSequenceClassification, folder, config, "model.pretrained", ignore=ignore, **options)
     assert isinstance(plain, PreTrainedModel)
     return plain
 
