@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from accel_train.config.contrastive import ClipModelSection, ContrastiveConfig
 from accel_train.config.schema import RunConfig
+from accel_train.tasks.contrastive import ContrastiveTask
 from tests.distributed.pairs import write_pairs
 from tests.distributed.ranks import run_ranks
 from tests.distributed.reference import Reference, train_plainly
-from tests.distributed.scenarios import GLOBAL_BATCH, config_of, runs_of_launch
+from tests.distributed.scenarios import GLOBAL_BATCH, TEACHER, config_of, runs_of_launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,20 @@ Observed = Callable[[str, int, str], Observation]
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_pairs(tmp_path_factory.mktemp("data") / "pairs"))
+    folder = write_pairs(tmp_path_factory.mktemp("data") / "pairs")
+    write_teacher(folder)
+    return str(folder)
+
+
+def write_teacher(dataset: Path) -> None:
+    """An exported model that is wider than the students and takes larger images."""
+    config = config_of("info_nce", dataset=str(dataset), run_dir="unused", engine="ddp", micro_batch_size=GLOBAL_BATCH)
+    assert isinstance(config, ContrastiveConfig) and isinstance(config.model, ClipModelSection)
+    model = config.model.model_copy(update={"config": config.model.config | {"projection_dim": 24}})
+    data = config.data.model_copy(update={"image_size": 24})
+    task = ContrastiveTask(config.model_copy(update={"model": model, "data": data}))
+    torch.manual_seed(99)
+    task.export(task.build_model(), str(dataset / TEACHER))
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,8 @@ class Reference:
     """Of every step, before clipping."""
     weights: list[dict[str, Tensor]] = field(default_factory=list)
     """After every step."""
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """After the last step."""
 
 
 def train_plainly(config: RunConfig, *, micro_batch_size: int | None = None) -> Reference:
@@ -53,6 +55,7 @@ def train_plainly(config: RunConfig, *, micro_batch_size: int | None = None) -> 
         lr=0.0,
         momentum=config.optimizer.momentum,
     )
+    task.prepare_training(torch.device("cpu"))
     dataset = task.build_dataset(config.data.train_split)
     data = config.data
     order = Order(
@@ -60,7 +63,7 @@ def train_plainly(config: RunConfig, *, micro_batch_size: int | None = None) -> 
     )
     reference = Reference(start=copy_of(parameters))
     for step in range(config.max_steps or 0):
-        batch = readable(dataset, order.rows(step).tolist(), order.epoch(step))
+        batch = task.add_to_batch(readable(dataset, order.rows(step).tolist(), order.epoch(step)))
         outputs = forward(model, task, config, batch, step, micro_batch_size or data.global_batch_size)
         optimizer.zero_grad()
         loss = plain_loss(outputs, batch, config)
@@ -75,6 +78,7 @@ def train_plainly(config: RunConfig, *, micro_batch_size: int | None = None) -> 
             group["lr"] = planned.lr * LR_SCALES[step]
         optimizer.step()
         reference.weights.append(copy_of(parameters))
+    reference.buffers = dict(model.named_buffers())
     return reference
 
 
@@ -113,6 +117,9 @@ def forward(model: nn.Module, task: Task, config: RunConfig, batch: Batch, step:
 def plain_loss(outputs: Batch, batch: Batch, config: RunConfig) -> Tensor:
     if config.task == toy.NAME:
         return (outputs["values"] - batch["target"])[batch["counts"]].square().mean()
+    if config.distillation is not None:
+        alone = config.model_copy(update={"distillation": None})
+        return plain_loss(outputs, batch, alone) + config.distillation.weight * imitation(outputs, batch)
     logits = outputs["image_features"] @ outputs["text_features"].T * outputs["logit_scale"]
     positive = torch.eye(len(logits)).bool()
     for key in (batch["image_key"], batch["text_key"]):
@@ -123,6 +130,20 @@ def plain_loss(outputs: Batch, batch: Batch, config: RunConfig) -> Tensor:
         return -nn.functional.logsigmoid(signed).sum() / len(logits)
     target = (1 - smoothing) * positive / positive.sum(1, keepdim=True) + smoothing / len(logits)
     return sum(-(target * side.log_softmax(1)).sum() for side in (logits, logits.T)) / (2 * len(logits))
+
+
+def imitation(outputs: Batch, batch: Batch) -> Tensor:
+    """All three guides, for a teacher of another width."""
+    loss = torch.zeros(())
+    for kind in ("image", "text"):
+        student, teacher = outputs[f"projected_{kind}_features"], batch[f"teacher_{kind}_features"]
+        loss = loss + 1 - nn.functional.cosine_similarity(student, teacher).mean()
+    ours = outputs["image_features"] @ outputs["text_features"].T * outputs["logit_scale"]
+    theirs = batch["teacher_image_features"] @ batch["teacher_text_features"].T * batch["teacher_logit_scale"][0]
+    for student, teacher in ((ours, theirs), (ours.T, theirs.T)):
+        divergence = nn.functional.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="batchmean")
+        loss = loss + divergence / 2
+    return loss
 
 
 def group_norms(plan: GroupPlan, parameters: dict[str, nn.Parameter]) -> dict[str, float]:

@@ -4,6 +4,7 @@ A run is named ENGINE/SCENARIO@K, with K micro-batches on each rank.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from accel_train.config.schema import RunConfig
@@ -11,6 +12,8 @@ from accel_train.config.tasks import config_class
 from tests.distributed import toy
 
 GLOBAL_BATCH = 16
+TEACHER = "teacher"
+"""Folder of a model beside the dataset's splits."""
 STEPS = 5
 FEW_STEPS = 2
 LR_SCALES = [0.5, 1.0, 1.0, 0.7, 0.4]
@@ -20,6 +23,7 @@ DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 WITH_DROPOUT: dict[str, Any] = {
     "model": {"config": {"text_config": DROPOUT, "vision_config": {"attention_dropout": 0.2}}},
 }
+WITHOUT_PATCHES = {"model": WITH_DROPOUT["model"] | {"mask_ratio": 0.5}}
 SHORT: dict[str, Any] = {"max_steps": FEW_STEPS}
 KEYED = {"dropout": "per_sample"}
 RECOMPUTED = {"compute": {"activation_checkpointing": True}}
@@ -110,11 +114,16 @@ SCENARIOS: dict[str, dict[str, Any]] = {
             "towers": [FROZEN_IMAGE | {"layers": ["chinese_clip_image", r"^visual_projection\."]}, TEXT, *REST]
         }
     },
-    # Dropout
-    "fast_dropout": SHORT | WITH_DROPOUT,
-    "fast_dropout_recomputed": SHORT | WITH_DROPOUT | RECOMPUTED,
-    "keyed_dropout": SHORT | WITH_DROPOUT | KEYED,
-    "keyed_dropout_recomputed": SHORT | WITH_DROPOUT | KEYED | RECOMPUTED,
+    # A teacher with features of another width, for images of another size.
+    "distilled": SHORT
+    | {
+        "distillation": {"teacher": TEACHER, "guides": ["image_features", "text_features", "similarity"], "weight": 2.0}
+    },
+    # Dropout, of half of the patches too
+    "fast_dropout": SHORT | WITHOUT_PATCHES,
+    "fast_dropout_recomputed": SHORT | WITHOUT_PATCHES | RECOMPUTED,
+    "keyed_dropout": SHORT | WITHOUT_PATCHES | KEYED,
+    "keyed_dropout_recomputed": SHORT | WITHOUT_PATCHES | KEYED | RECOMPUTED,
     # Precision
     "bf16": SHORT | GENTLE | {"precision": "bf16"},
     "fp16": SHORT | {"precision": "fp16"},
@@ -129,15 +138,21 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "frozen_layers": SHORT | WITH_DROPOUT | {"optimizer": {"towers": [FROZEN_IMAGE, TEXT | {"train_last": 1}, *REST]}},
     "frozen_resnet": SHORT
     | {
-        "model": DUAL_ENCODER | {"batch_norm": "local", "image": {"architecture": "resnet", "config": RESNET}},
+        "model": DUAL_ENCODER | {"image": {"architecture": "resnet", "config": RESNET}},
         "optimizer": {"towers": [FROZEN_IMAGE | {"layers": "resnet"}, *DUAL_TOWERS[1:]]},
+    },
+    # Equal to one process with a single micro-batch alone.
+    "synced": SHORT
+    | {
+        "model": DUAL_ENCODER | {"batch_norm": "sync", "image": {"architecture": "resnet", "config": RESNET}},
+        "optimizer": {"towers": [IMAGE | {"layers": "resnet"}, *DUAL_TOWERS[1:]]},
     },
     # Costs and faults
     "counted": SHORT,
     "poisoned": SHORT | TOKENS | {"data": {"train_split": toy.POISONED_SPLIT, "shuffle": False}},
 }
 INVARIANT = list(SCENARIOS)[: list(SCENARIOS).index("fast_dropout")]
-OTHERS = [name for name in SCENARIOS if name not in INVARIANT]
+OTHERS = [name for name in SCENARIOS if name not in INVARIANT and name != "synced"]
 KEYED_DROPOUT = ["keyed_dropout", "keyed_dropout_recomputed"]
 WITH_OFFLOAD = ["info_nce", "llrd", "evaluated", "tokens"]
 IN_ONE_PIECE = ["info_nce", "siglip", "tokens", "frozen_image"]
@@ -161,7 +176,7 @@ def runs_of(engine: str, world_size: int) -> list[str]:
     whole = INVARIANT if engine == "ddp" else IN_ONE_PIECE
     if world_size == 2:
         cut = [f"{name}@2" for name in (*INVARIANT, *OTHERS)]
-        return [*(f"{name}@1" for name in whole), *cut, "keyed_dropout@1", "fast_dropout@1", "counted@1"]
+        return [*(f"{name}@1" for name in whole), *cut, "keyed_dropout@1", "fast_dropout@1", "counted@1", "synced@1"]
     cut = [f"{name}@4" for name in (INVARIANT if engine == "ddp" else ON_ONE_RANK)]
     return [*(f"{name}@1" for name in whole), *cut, "keyed_dropout@4", "fast_dropout@4", "bf16@4"]
 
@@ -169,13 +184,15 @@ def runs_of(engine: str, world_size: int) -> list[str]:
 def config_of(scenario: str, *, dataset: str, run_dir: str, engine: str, micro_batch_size: int) -> RunConfig:
     """`engine` as in the configuration, with `_offload` behind it to keep the optimizer's state in CPU memory."""
     name, _, offload = engine.partition("_")
-    place = {
+    place: dict[str, Any] = {
         "run_dir": run_dir,
         "engine": name,
         "zero": {"offload_optimizer": bool(offload)},
         "data": {"path": dataset, "micro_batch_size": micro_batch_size},
     }
     changes = SCENARIOS[scenario]
+    if "distillation" in changes:
+        place["distillation"] = {"teacher": str(Path(dataset) / TEACHER)}
     base = ANY_TASK if "task" in changes else _merged(ANY_TASK, CONTRASTIVE)
     values = _merged(_merged(base, changes), place)
     return config_class(values).model_validate(values)

@@ -5,15 +5,21 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from accel_train.models.batch_norm import apply_batch_norm
+from tests.distributed.closeness import worst_difference, worst_relative_error
+from tests.distributed.conftest import Observed
 from tests.distributed.ranks import run_ranks
+from tests.distributed.reference import Reference
+from tests.distributed.scenarios import WHOLE_ENGINES
 
 ROWS = [[5, 3], [1, 7]]
 """Rows of rank 0 and of rank 1, of each of two batches."""
@@ -77,6 +83,22 @@ def test_two_ranks_equal_torchs_batch_norm_on_the_whole_batch(tmp_path: Path) ->
             torch.testing.assert_close(one, other, rtol=0, atol=100 * TOLERANCE)
         for name, value in wanted["state"].items():
             torch.testing.assert_close(part["state"][name], value, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("engine", WHOLE_ENGINES)
+def test_a_run_with_one_micro_batch_equals_one_process(
+    engine: str, observed: Observed, reference: Callable[..., Reference]
+) -> None:
+    found, wanted = observed(engine, 2, "synced@1"), reference("synced")
+    assert found.losses == pytest.approx(wanted.losses, abs=1e-5)
+    error, name = worst_relative_error(found.found["gradients"], wanted.gradients)
+    assert error < 1e-5, name
+    difference, name = worst_difference(found.weights, wanted.weights[-1])
+    assert difference < 1e-5, name
+    moved = {name: buffer for name, buffer in wanted.buffers.items() if "running" in name}
+    assert moved
+    difference, name = worst_difference({name: found.found["buffers"][name] for name in moved}, moved)
+    assert difference < 1e-5, name
 
 
 if __name__ == "__main__":
