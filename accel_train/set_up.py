@@ -22,7 +22,7 @@ from accel_train.optim.optimizers import make_optimizer, state_names
 from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
 from accel_train.phases import phase_at, plan_phase_groups, plan_phases
 from accel_train.randomness import seed_everything
-from accel_train.resume import check_resumable, load_initial_weights
+from accel_train.resume import carried_state, check_resumable, load_initial_weights
 from accel_train.run import Run
 from accel_train.run_log import METRICS_FILE, RunLog
 from accel_train.signals import StopRequest
@@ -64,16 +64,22 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
         raise UserError(
             f"run_dir: {config.run_dir} holds a run and --fresh was given; nothing is overwritten. Choose another run_dir."
         )
-    state = TrainState()
+    state, carried = TrainState(), None
     if resumed:
         check_resumable(resumed[1]["about"], config, dataset.fingerprint, log)
         state = state_of(resumed[1])
     elif (source := config.initialize_from) is not None:
         engine.together(lambda: load_initial_weights(task, model, source, log))
+        if config.initialize_optimizer:
+            carried = engine.together(lambda: carried_state(config, task, model))
+            state.carried_updates = carried.updates
     phase = phase_at(phases, state.step)
     plan = engine.together(lambda: plan_phase_groups(model, phases, phase, state.carried_updates))
     run = Run(config, engine, task, phases, order, dataset, log, checkpoints, total_steps, stop, phase, plan, state)
     start_phase(run, model, resumed[0] if resumed else None)
+    if carried:
+        checkpoints.carry(carried, run.plan)
+        log.say(carried_summary(run.plan, config))
     if resumed:
         log.say(f"resuming from {resumed[0]} at step {state.step} of {total_steps}")
     saved_precision = resumed[1]["about"]["config"]["precision"] if resumed else None
@@ -141,6 +147,17 @@ def prepare(engine: Engine, model: nn.Module, plan: GroupPlan, config: RunConfig
     if config.compute.compile:
         compile_blocks(engine.bare_model())
     set_train_mode(engine.bare_model())
+
+
+def carried_summary(plan: GroupPlan, config: RunConfig) -> str:
+    """How much of what trains goes on with optimizer state from elsewhere."""
+    with_state = [group for group in plan.groups if group.first_step < 0]
+    num_with, num_all = (sum(len(group.param_names) for group in groups) for groups in (with_state, plan.groups))
+    updates = max((-group.first_step for group in with_state), default=0)
+    return (
+        f"optimizer state from {config.initialize_from} ({updates} updates) for {num_with} of {num_all} parameters; the "
+        "rest begins with none"
+    )
 
 
 def write_config(run: Run) -> None:

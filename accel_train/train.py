@@ -68,7 +68,7 @@ def loop(run: Run) -> None:
             meter.restart()
         stopping = asked_to_stop(run)
         if stopping or state.best_step == state.step or run.ends_phase or run.is_due(config.checkpoint.save_every):
-            run.checkpoints.save(state, about_run(config, run.dataset.fingerprint))
+            run.checkpoints.save(state, about_run(config, run.dataset.fingerprint, run.plan))
             meter.restart()
         if run.is_finished:
             break
@@ -181,6 +181,7 @@ def take_step(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Ten
         )
     )
     engine.step()
+    engine.keep_below(run.task.weight_limits())
     if config.precision == "fp16":
         state.steps_since_overflow += 1
         if state.steps_since_overflow % STEPS_TO_DOUBLE_LOSS_SCALE == 0:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from accel_train.checkpoint import files
+from accel_train.checkpoint.carried import CarriedState
 from accel_train.checkpoint.files import DamagedCheckpoint, Reader
 from accel_train.checkpoint.state import TrainState
 from accel_train.engine.engine import Engine
@@ -175,6 +176,18 @@ class Checkpoints:
         self.engine.together(lambda: self._read(folder, plan.that_begin_at(state.step)))
         self.engine.finish_loading([state.step - group.first_step for group in plan.groups])
         self._together("tidy up", self._tidy_after_kill, state)
+
+    def carry(self, carried: CarriedState, plan: GroupPlan) -> None:
+        """Copies optimizer state from another run into the engine, before the first step."""
+
+        def copy() -> None:
+            for shard in self.engine.shards(self.state_names):
+                if shard.name in carried.updates:
+                    for kind, piece in shard.state.items():
+                        carried.read_into(piece, kind, shard.name, shard.offset)
+
+        self.engine.together(copy)
+        self.engine.finish_loading([-group.first_step for group in plan.groups])
 
     def _read(self, folder: Path, beginners: frozenset[str]) -> None:
         reader = Reader(folder)

@@ -42,6 +42,7 @@ class Engine(ABC):
         self.is_main = launch.rank == 0
         self.device: torch.device = accelerator.device
         self.loss_scale = 1.0
+        self._limited: list[tuple[Tensor, float]] | None = None
         self.model: nn.Module
         self.optimizer: Optimizer
         if accelerator.num_processes != launch.world_size or accelerator.process_index != launch.rank:
@@ -72,6 +73,7 @@ class Engine(ABC):
         if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
             raise UserError(f"Parameters of no dimension can't be sharded: {scalars}. Give them shape (1,).")
         groups = [dict(group) for group in optimizer.param_groups]
+        self._limited = None
         run_in(model, precision, self.device.type)
         self._prepare(model, optimizer, block_classes)
         self._check_active()
@@ -138,6 +140,17 @@ class Engine(ABC):
     @abstractmethod
     def step(self) -> None:
         """Updates the weights and clears the gradients."""
+
+    def keep_below(self, limits: dict[str, float]) -> None:
+        """After an update: lowers the weights of some parameters, by name, to at most these values.
+
+        What the optimizer holds is lowered. Under ZeRO the model holds a copy, which shows the weight from before for one
+        forward pass more, so a model clamps such a weight where it uses it, too.
+        """
+        if self._limited is None:
+            self._limited = [(shard.weight, limits[shard.name]) for shard in self.shards(()) if shard.name in limits]
+        for weight, largest in self._limited:
+            weight.clamp_(max=largest)
 
     @abstractmethod
     def discard_gradients(self) -> None:

@@ -79,6 +79,10 @@ class Task(ABC):
         """
         return []
 
+    def weight_limits(self) -> dict[str, float]:
+        """The largest value that a parameter, by name, may have after an update."""
+        return {}
+
     def add_to_batch(self, batch: Batch) -> Batch:
         """Adds frozen inputs, such as teacher features, on the device, before the model sees the batch."""
         return batch
@@ -118,6 +122,10 @@ class Task(ABC):
     def load_pretrained(self, model: nn.Module, folder: str) -> None:
         """Fills a built model with the weights of a Hugging Face folder. Raises UserError where they don't fit."""
         raise UserError(f"initialize_from: {type(self).__name__} reads checkpoints only; {folder} is not one.")
+
+    def load_optimizer_state(self, model: nn.Module, source: str) -> dict[str, dict[str, Tensor]]:
+        """AdamW's `exp_avg`, `exp_avg_sq` and `step` of each parameter, from a foreign checkpoint. Raises UserError."""
+        raise UserError(f"initialize_optimizer: {source} is no run or checkpoint, so it holds no optimizer state.")
 
     @staticmethod
     def config_of_export(config: RunConfig, folder: str) -> RunConfig:
