@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 from tests.models.originals import ChineseCLIP, VisualTransformer, saved, shaken
 
 NUM_PAIRS, BATCH, STEPS, WARMUP, LENGTH = 40, 8, 20, 4, 12
-LR, WEIGHT_DECAY, BETAS, EPS = 2e-4, 0.5, (0.9, 0.98), 1e-6
+LR, TEMPERATURE_LR, WEIGHT_DECAY, BETAS, EPS = 1e-3, 0.02, 0.5, (0.9, 0.98), 1e-6
+LARGEST = 2.5
+"""Of logit_scale. The original clamps at 4.6052; here it starts at its limit, leaves it and comes back."""
+STEPS_BEFORE = 30
 CHARACTERS = [chr(0x4E00 + number) for number in range(95)]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -30,6 +34,7 @@ max_steps: {steps}
 model:
   type: chinese_clip
   pretrained: {folder}/start.pt
+  max_logit_scale: {max_logit_scale}
   config: {{text_config: {{hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}}}}
 data:
   path: {folder}/dataset
@@ -46,7 +51,9 @@ loss: {{positives: own}}
 optimizer:
   weight_decay: {weight_decay}
   no_decay: chinese_clip
-  towers: [{{name: all, layers: ['.*'], lr: {lr}}}]
+  towers:
+    - {{name: temperature, layers: ['^logit_scale$'], lr: {temperature_lr}}}
+    - {{name: all, layers: ['.*'], lr: {lr}}}
 schedule: {{warmup_steps: {warmup}}}
 checkpoint: {{save_every: null}}
 log: {{log_every: 1 step}}
@@ -70,10 +77,17 @@ def write_source(folder: Path) -> None:
 
 
 def start_model(folder: Path) -> ChineseCLIP:
-    """A model of random weights, saved as the original saves it, with the vocabulary beside it."""
+    """A model that has learnt a little, saved as the original saves it, with the vocabulary beside it."""
     torch.manual_seed(0)
     model = ChineseCLIP(VisualTransformer())
     shaken(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=BETAS, eps=EPS)
+    pairs = read_pairs(folder / "source")
+    for step in range(STEPS_BEFORE):
+        optimizer.zero_grad()
+        loss_of(model, pairs, step).backward()
+        optimizer.step()
+    model.logit_scale.data.fill_(LARGEST)
     torch.save({"epoch": 0, "step": 0, "name": "start", "state_dict": saved(model)}, folder / "start.pt")
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     return model
@@ -82,38 +96,61 @@ def start_model(folder: Path) -> ChineseCLIP:
 def write_config(folder: Path) -> Path:
     path = folder / "config.yaml"
     text = CONFIG.format(
-        folder=folder, steps=STEPS, length=LENGTH, batch=BATCH, weight_decay=WEIGHT_DECAY, lr=LR, warmup=WARMUP
+        folder=folder,
+        steps=STEPS,
+        length=LENGTH,
+        batch=BATCH,
+        weight_decay=WEIGHT_DECAY,
+        lr=LR,
+        temperature_lr=TEMPERATURE_LR,
+        warmup=WARMUP,
+        max_logit_scale=math.exp(LARGEST),
     )
     path.write_text(text)
     return path
 
 
-def losses_of_the_original(source: Path, model: ChineseCLIP) -> list[float]:
-    """The loss of every step."""
-    images, ids = read_pairs(source)
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What the original does in STEPS steps. `logit_scales` are those after each step."""
+
+    losses: list[float]
+    logit_scales: list[float]
+
+
+def train_as_the_original(folder: Path) -> Trace:
+    model, pairs = start_model(folder), read_pairs(folder / "source")
     named = list(nn.ModuleDict({"module": model}).named_parameters())
-    spared = [p for name, p in named if any(part in name for part in ("bn", "ln", "bias", "logit_scale"))]
-    kept = {id(p) for p in spared}
-    groups = [
-        {"params": spared, "weight_decay": 0.0},
-        {"params": [p for _, p in named if id(p) not in kept], "weight_decay": WEIGHT_DECAY},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=EPS)
-    losses = []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        spared = any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
+        rate = TEMPERATURE_LR if name == "module.logit_scale" else LR
+        groups.setdefault((rate, 0.0 if spared else WEIGHT_DECAY), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": group, "rate": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+        betas=BETAS,
+        eps=EPS,
+    )
+    trace = Trace([], [])
     for step in range(STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = LR * learning_rate_scale(step)
-        start = step * BATCH % NUM_PAIRS
-        image_features, text_features = model(images[start : start + BATCH], ids[start : start + BATCH])
-        logits = model.logit_scale.exp() * image_features @ text_features.T
-        own = torch.arange(BATCH)
-        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+            group["lr"] = group["rate"] * learning_rate_scale(step)
+        loss = loss_of(model, pairs, step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        model.logit_scale.data.clamp_(0, 4.6052)
-        losses.append(loss.item())
-    return losses
+        model.logit_scale.data.clamp_(0, LARGEST)
+        trace.losses.append(loss.item())
+        trace.logit_scales.append(model.logit_scale.item())
+    return trace
+
+
+def loss_of(model: ChineseCLIP, pairs: tuple[Tensor, Tensor], step: int) -> Tensor:
+    start = step * BATCH % NUM_PAIRS
+    image_features, text_features = model(*(column[start : start + BATCH] for column in pairs))
+    logits = model.logit_scale.exp() * image_features @ text_features.T
+    own = torch.arange(BATCH)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def learning_rate_scale(step: int) -> float:

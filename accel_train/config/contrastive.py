@@ -37,7 +37,8 @@ class ModelSection(Section):
     learn_temperature: bool = True
     """False freezes logit_scale (and logit_bias) at the start value."""
     max_logit_scale: Annotated[float, Field(gt=0)] | None = 100.0
-    """logit_scale is clamped to at most this where it is used; the gradient passes through. null: no clamp."""
+    """logit_scale is clamped to at most this, where it is used and after each step; the gradient passes through. null: no
+    clamp."""
 
 
 class ClipModelSection(ModelSection):

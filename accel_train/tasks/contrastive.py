@@ -1,5 +1,6 @@
 """Contrastive training of an image tower and a text tower (CLIP, Chinese-CLIP, SigLIP, dual encoders)."""
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -71,6 +72,11 @@ class ContrastiveTask(Task):
         if not building_on_meta():
             check_tokenizer(caption_tokenizer(self.config.data), model, self.config.model)
         return model
+
+    def weight_limits(self) -> dict[str, float]:
+        """logit_scale stays at its clamp, as in the original CLIP; else it would have to come back from beyond it."""
+        largest = self.config.model.max_logit_scale
+        return {} if largest is None else {"logit_scale": math.log(largest)}
 
     def build_dataset(self, split: str) -> Dataset:
         return PairDataset(self.config.data, split, seed=self.config.seed)
