@@ -31,9 +31,10 @@ class _TransformersModel(ContrastiveModel):
         architecture: Any = self.config
         return int(architecture.projection_dim)
 
-    def encode_images(self, pixel_values: Tensor) -> Encoded:
-        output = self.get_image_features(pixel_values=pixel_values)
-        return Encoded(output.pooler_output, output.last_hidden_state)
+    def encode_images(self, pixel_values: Tensor, *, with_layers: bool = False) -> Encoded:
+        asked = {"output_hidden_states": True} if with_layers else {}
+        output = self.get_image_features(pixel_values=pixel_values, **asked)
+        return Encoded(output.pooler_output, output.last_hidden_state, output.hidden_states or ())
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
         output = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)

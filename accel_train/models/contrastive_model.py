@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from accel_train.config.contrastive import ContrastiveConfig
 
+STATISTICS_EPS = 1e-6
+"""Keeps the gradient of a standard deviation finite where a layer is constant."""
 DEFAULT_TEMPERATURE = 0.07
 DEFAULT_LOGIT_BIAS = -10.0
 """Start values for random weights (Radford et al. 2021; Zhai et al. 2023)."""
@@ -23,6 +26,8 @@ class Encoded(NamedTuple):
     """(n, D), of any length."""
     tokens: Tensor | None
     """(n, T, W), the last layer's, from which the features are pooled. None where a tower pools out of sight."""
+    layers: tuple[Tensor, ...] = ()
+    """What every layer of an image tower gives, (n, T, W) or (n, W, height, width), where it was asked for."""
 
 
 class ContrastiveModel(nn.Module):
@@ -48,7 +53,7 @@ class ContrastiveModel(nn.Module):
         """Length of image_features and of text_features."""
 
     @abstractmethod
-    def encode_images(self, pixel_values: Tensor) -> Encoded:
+    def encode_images(self, pixel_values: Tensor, *, with_layers: bool = False) -> Encoded:
         """From (n, 3, S, S) normalised pixels."""
 
     @abstractmethod
@@ -88,7 +93,9 @@ class ContrastiveModel(nn.Module):
         if self.teacher_projection.weight.device.type != "meta":
             nn.init.orthogonal_(self.teacher_projection.weight)
 
-    def forward(self, batch: dict[str, Tensor], *, with_tokens: bool = False) -> dict[str, Tensor]:
+    def forward(
+        self, batch: dict[str, Tensor], *, with_tokens: bool = False, with_statistics: bool = False
+    ) -> dict[str, Tensor]:
         """Features of the towers whose inputs are in the batch, L2-normalised in fp32, with logit_scale (and logit_bias).
 
         pixel_values: (n, 3, S, S), uint8 as loaded, or floats that are normalised already. input_ids, attention_mask:
@@ -98,12 +105,15 @@ class ContrastiveModel(nn.Module):
         """
         encoded: dict[str, Encoded] = {}
         if "pixel_values" in batch:
-            encoded["image"] = self.encode_images(self._normalised(batch["pixel_values"]))
+            pixel_values = self._normalised(batch["pixel_values"])
+            encoded["image"] = self.encode_images(pixel_values, with_layers=with_statistics)
         if "input_ids" in batch:
             encoded["text"] = self.encode_texts(batch["input_ids"], batch["attention_mask"])
         outputs = {f"{kind}_features": _unit_length(found.features) for kind, found in encoded.items()}
         if with_tokens:
             outputs |= {f"{kind}_tokens": found.tokens for kind, found in encoded.items() if found.tokens is not None}
+        if with_statistics:
+            outputs["image_statistics"] = layer_statistics(encoded["image"].layers)
         for kind in self.projected if self.training else ():
             if f"{kind}_features" in outputs:
                 outputs[f"projected_{kind}_features"] = _unit_length(
@@ -130,6 +140,21 @@ def clamped_exp(log_scale: Tensor, largest: float | None) -> Tensor:
     if largest is not None:
         log_scale = log_scale + (log_scale.clamp(max=math.log(largest)) - log_scale).detach()
     return log_scale.exp()
+
+
+def layer_statistics(layers: Sequence[Tensor]) -> Tensor:
+    """Mean and standard deviation over the places of each layer, each layer's made of mean 0 and variance 1: (n, all 2W).
+
+    Blur, noise and compression change how much a layer's outputs vary over an image more than what they are.
+    """
+    parts = []
+    for layer in layers:
+        places = layer.flatten(2) if layer.ndim == 4 else layer.transpose(1, 2)
+        places = places.to(torch.promote_types(places.dtype, torch.float32))
+        deviation = (places.var(2, correction=0) + STATISTICS_EPS).sqrt()
+        for part in (places.mean(2), deviation):
+            parts.append(F.layer_norm(part, part.shape[1:]))
+    return torch.cat(parts, 1)
 
 
 def _unit_length(features: Tensor) -> Tensor:

@@ -60,14 +60,14 @@ class DualEncoder(ContrastiveModel):
     def feature_width(self) -> int:
         return self.visual_projection.out_features
 
-    def encode_images(self, pixel_values: Tensor) -> Encoded:
-        output = self.vision_model(pixel_values=pixel_values)
+    def encode_images(self, pixel_values: Tensor, *, with_layers: bool = False) -> Encoded:
+        output = self.vision_model(pixel_values=pixel_values, **({"output_hidden_states": True} if with_layers else {}))
         hidden: Tensor = output.last_hidden_state
         pooled: Tensor | None = output.pooler_output
         vector = hidden[:, 0] if pooled is None else pooled.flatten(1)
         # Convolutional backbones give (n, W, height, width).
         tokens = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
-        return Encoded(self.visual_projection(vector), tokens)
+        return Encoded(self.visual_projection(vector), tokens, output.hidden_states or ())
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
         output = self.text_model(input_ids=input_ids, attention_mask=attention_mask)
@@ -82,9 +82,9 @@ class DualEncoder(ContrastiveModel):
 def build_dual_encoder(config: ContrastiveConfig, section: DualEncoderSection) -> DualEncoder:
     """Both backbones, from folders or with random weights, under fresh projection heads."""
     size = config.data.image_size
-    image = _build_backbone(section.image, "model.image", "num_channels", section.attention, size, keep_pooler=False)
+    image = build_backbone(section.image, "model.image", "num_channels", section.attention, size, keep_pooler=False)
     keep_pooler = section.text_pooling == "pooler"
-    text = _build_backbone(section.text, "model.text", "vocab_size", section.attention, None, keep_pooler=keep_pooler)
+    text = build_backbone(section.text, "model.text", "vocab_size", section.attention, None, keep_pooler=keep_pooler)
     if keep_pooler and "pooler" not in dict(text.named_children()):
         raise UserError(f"model.text_pooling is pooler, but {text.config.model_type} has none. Use attention or cls.")
     longest = architecture_value(text.config, "max_position_embeddings")
@@ -102,11 +102,15 @@ def architecture_value(config: PretrainedConfig, name: str) -> Any:
     return config.to_dict().get(name)
 
 
-def _build_backbone(
+def build_backbone(
     backbone: Backbone, where: str, needs: str, attention: str | None, image_size: int | None, *, keep_pooler: bool
 ) -> PreTrainedModel:
+    """A backbone of transformers in fp32, without parts that the forward pass would never use. Raises UserError.
+
+    `needs` is what its configuration must know: num_channels of images, vocab_size of texts.
+    """
     if backbone.pretrained is None:
-        config = _random_architecture(backbone, where, image_size)
+        config = random_architecture(backbone, where, image_size)
     else:
         read_architecture(backbone.pretrained, f"{where}.pretrained")
         config = AutoConfig.from_pretrained(backbone.pretrained, local_files_only=True)
@@ -141,7 +145,8 @@ def drop_unused(model: PreTrainedModel, *, keep_pooler: bool) -> None:
             model.config.use_mask_token = False
 
 
-def _random_architecture(backbone: Backbone, where: str, image_size: int | None) -> PretrainedConfig:
+def random_architecture(backbone: Backbone, where: str, image_size: int | None) -> PretrainedConfig:
+    """The configuration of a transformers model type with the section's values. Raises UserError."""
     name = backbone.architecture
     if name not in CONFIG_MAPPING:
         nearest = difflib.get_close_matches(str(name), list(CONFIG_MAPPING), n=1)

@@ -7,11 +7,14 @@ With s the cosine of image and prompt, scores on a scale from 0 to 1 are
 
     residual     consistency = a_c s + b_c + scale_consistency x head([image, text, image x text])    a_c, b_c from 1, 0
                  quality     = a_q s + b_q + scale_quality x head(image)                              a_q, b_q from 0, 1/2
+                 With quality_reads: layers, the latter head reads the spread of every image layer too.
     refinement   both by a Transformer over the tokens of both towers
     neither      both (1 + s) / 2
 
 The heads of `residual` end in zeros, so that training starts from CLIP's similarity and, for quality, from no opinion.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,7 @@ from accel_train.errors import UserError
 from accel_train.models.build import build_contrastive_model
 from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.dual_encoder import output_width
+from accel_train.models.modified_resnet import ModifiedResNet
 from accel_train.models.refinement import Refinement
 
 CLIP = "clip."
@@ -55,6 +59,9 @@ class Scorer(nn.Module):
         self.has_heads = section.residual is not None or section.refinement is not None
         feature_width = clip.feature_width
         image_width, pair_width = feature_width, 3 * feature_width
+        self.reads_layers = section.quality_reads == "layers"
+        if self.reads_layers:
+            image_width += _statistics_width(clip, config.data.image_size)
         if section.residual is not None:
             self.similarity_map = SimilarityMap()
         if section.refinement is not None:
@@ -76,7 +83,7 @@ class Scorer(nn.Module):
         The batch is CLIP's, with explanation_ids and explanation_mask (n, L) where explanations are learnt from. Then there
         are pair_features and explanation_features, (n, D) of unit length, and logit_scale (1,) too.
         """
-        found = self.clip(batch, with_tokens=self.refinement is not None)
+        found = self.clip(batch, with_tokens=self.refinement is not None, with_statistics=self.reads_layers)
         image, text = found["image_features"], found["text_features"]
         scores = self._scores(found, image, text, batch["attention_mask"])
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -100,7 +107,8 @@ class Scorer(nn.Module):
             return ((1 + similarity) / 2).unsqueeze(1).expand(-1, 2)
         both = torch.cat([image, text, image * text], 1)
         base: Tensor = self.similarity_map(similarity)
-        correction = torch.cat([self.quality_head(image), self.consistency_head(both)], 1)
+        seen = torch.cat([image, found["image_statistics"]], 1) if self.reads_layers else image
+        correction = torch.cat([self.quality_head(seen), self.consistency_head(both)], 1)
         scales = correction.new_tensor([self.residual.scale_quality, self.residual.scale_consistency])
         return base + scales * correction
 
@@ -119,16 +127,32 @@ def score_head(width: int, hidden: int, dropout: float, *, from_zero: bool) -> n
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), last)
 
 
+def _statistics_width(clip: ContrastiveModel, image_size: int) -> int:
+    """Length of image_statistics, from a forward pass of one image."""
+    if _pools_out_of_sight(clip, "vision_model"):
+        raise UserError("model.quality_reads: the image tower of this model does not show its layers. Use features.")
+    mode = clip.training
+    with torch.no_grad():
+        found = clip.eval()({"pixel_values": torch.zeros(1, 3, image_size, image_size)}, with_statistics=True)
+    clip.train(mode)
+    return found["image_statistics"].shape[1]
+
+
+def _pools_out_of_sight(clip: ContrastiveModel, tower: str) -> bool:
+    """Whether a tower is CLIP's ResNet, which is no model of transformers and gives its pooled output alone."""
+    return isinstance(clip.get_submodule(tower), ModifiedResNet)
+
+
 def _refinement(clip: ContrastiveModel, section: RefinementSection, dropout: float) -> Refinement:
     widths = []
     for name in ("vision_model", "text_model"):
-        config = vars(clip.get_submodule(name)).get("config")
-        if config is None or "attention_pool" in dict(clip.get_submodule(name).named_children()):
+        if _pools_out_of_sight(clip, name):
             raise UserError(
                 f"model.refinement reads the tokens of both towers, and {name} of this model pools them out of sight. Use "
                 "model.residual."
             )
-        widths.append(output_width(config))
+        tower: Any = clip.get_submodule(name)
+        widths.append(output_width(tower.config))
     return Refinement(
         section, image_width=widths[0], text_width=widths[1], feature_width=clip.feature_width, dropout=dropout
     )
