@@ -187,5 +187,5 @@ def test_what_cannot_be_built(section: dict[str, Any], message: str) -> None:
 def test_a_tokenizer_that_is_too_large_for_the_weights(tmp_path: Path) -> None:
     save_classifier(build(), str(tmp_path / "export"))
     section = ClassifierSection(pretrained=str(tmp_path / "export"))
-    with pytest.raises(UserError, match="data.tokenizer has 41 tokens, but model.pretrained embeds 40"):
+    with pytest.raises(UserError, match=r"data\.tokenizer has 41 tokens, but model\.pretrained embeds 40"):
         build_classifier(section, LABELS, vocab_size=41, pad_id=PAD, max_length=16)
