@@ -73,6 +73,8 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
         if config.initialize_optimizer:
             carried = engine.together(lambda: carried_state(config, task, model))
             state.carried_updates = carried.updates
+    for note in () if resumed else task.notes(model):
+        log.say(note)
     phase = phase_at(phases, state.step)
     plan = engine.together(lambda: plan_phase_groups(model, phases, phase, state.carried_updates))
     run = Run(config, engine, task, phases, order, dataset, log, checkpoints, total_steps, stop, phase, plan, state)

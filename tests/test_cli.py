@@ -136,6 +136,7 @@ def test_evaluate(calls: Callable[..., list[Any]]) -> None:
         "overrides": ["evaluation.batch_size=4"],
         "as_json": True,
         "contact_sheet": None,
+        "predictions": None,
         "checkpoint": "step_00000120",
     }
     assert recorded == [(("runs/x",), options)]
@@ -144,7 +145,7 @@ def test_evaluate(calls: Callable[..., list[Any]]) -> None:
 def test_export(calls: Callable[..., list[Any]]) -> None:
     recorded = calls("accel_train.tools.export", "export")
     assert cli.main(["export", "runs/x", "out", "--checkpoint", "latest"]) == 0
-    assert recorded == [(("runs/x", "out"), {"checkpoint": "latest"})]
+    assert recorded == [(("runs/x", "out"), {"checkpoint": "latest", "format": "hugging_face"})]
 
 
 def test_import(calls: Callable[..., list[Any]]) -> None:

@@ -1,5 +1,6 @@
 """What scores decide: the best step, early stopping, a warning below the start."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,12 @@ class Silent:
     def track(self, values: dict[str, float], step: int) -> None:
         assert values
 
+    is_main = True
+
+    @staticmethod
+    def together(action: Callable[[], None]) -> None:
+        action()
+
 
 def judged(
     scores: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, first_step: int = 1, **early: Any
@@ -29,7 +36,7 @@ def judged(
     section = SimpleNamespace(best_score=NAME, early_stopping=SimpleNamespace(**early) if early else None)
     config = SimpleNamespace(evaluation=section, data=SimpleNamespace(valid_split="valid"))
     log = RunLog(tmp_path, is_main=True, rank=0)
-    task = SimpleNamespace(best_score=NAME)
+    task = SimpleNamespace(best_score=NAME, has_prediction_rows=False)
     run: Any = SimpleNamespace(config=config, state=TrainState(), engine=Silent(), task=task, log=log, scores={})
     for step, score in enumerate(scores, start=first_step):
         if ran_out_of_patience(config, run.state):

@@ -17,7 +17,7 @@ MAX_FUNCTION_LINES = 70
 STOREYS = [
     {"errors"},
     {"config"},
-    {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "signals"},
+    {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "signals", "prediction_file"},
     {"engine", "tasks", "randomness", "phases"},
     {"checkpoint", "step", "evaluate"},
     {"resume"},

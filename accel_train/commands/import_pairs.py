@@ -6,7 +6,7 @@ from accel_train.commands.arguments import add_import, make_parser
 def import_pairs(argv: list[str]) -> None:
     """Turns images and captions of any known format into one dataset folder, and checks every record.
 
-    Formats: chinese_clip_tsv, chinese_clip_lmdb, hf_datasets, parquet, jsonl, csv, image_folder.
+    Formats: chinese_clip_tsv, chinese_clip_lmdb, hf_datasets, webdataset, parquet, jsonl, csv, image_folder.
     """
     parser = make_parser(
         import_pairs,

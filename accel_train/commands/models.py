@@ -24,14 +24,10 @@ def evaluate(argv: list[str]) -> None:
     )
     parser.add_argument("--class-names", metavar="FILE", help="names of the subfolders: TSV (folder, names), or JSON")
     parser.add_argument("--templates", metavar="T", help="file with a template a line, builtin:zh or builtin:en")
-    parser.add_argument("--predictions", metavar="CSV", help="write the five best classes of each image")
+    parser.add_argument("--predictions", metavar="FILE", help="write a line for each sample (.csv or .jsonl)")
     arguments = parser.parse_intermixed_args(argv)
     for_split = {"--split": arguments.split, "--contact-sheet": arguments.contact_sheet}
-    for_folder = {
-        "--class-names": arguments.class_names,
-        "--templates": arguments.templates,
-        "--predictions": arguments.predictions,
-    }
+    for_folder = {"--class-names": arguments.class_names, "--templates": arguments.templates}
     ignored = for_folder if arguments.zero_shot is None else for_split
     for option, value in ignored.items():
         if value is not None:
@@ -46,6 +42,7 @@ def evaluate(argv: list[str]) -> None:
             overrides=arguments.overrides,
             as_json=arguments.json,
             contact_sheet=arguments.contact_sheet,
+            predictions=arguments.predictions,
             checkpoint=arguments.checkpoint,
         )
         return
@@ -100,16 +97,22 @@ def embed(argv: list[str]) -> None:
 
 
 def export(argv: list[str]) -> None:
-    """Writes a run's model as a Hugging Face folder, which `from_pretrained` loads."""
+    """Writes a run's model as a Hugging Face folder, which `from_pretrained` loads, or as a file of Chinese-CLIP's."""
     parser = make_parser(export, "accel-train export runs/quickstart exported/quickstart --checkpoint best")
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("output", metavar="OUTPUT", help="folder to write; it must not exist yet")
+    parser.add_argument("output", metavar="OUTPUT", help="folder, or .pt file, to write; it must not exist yet")
     parser.add_argument("--checkpoint", type=checkpoint_name, default="best", metavar="C", help=CHECKPOINT_HELP)
+    parser.add_argument(
+        "--format",
+        choices=("hugging_face", "cn_clip"),
+        default="hugging_face",
+        help="cn_clip: one .pt file that the original Chinese-CLIP trainer reads",
+    )
     arguments = parser.parse_args(argv)
 
     from accel_train.tools.export import export as run
 
-    run(arguments.run, arguments.output, checkpoint=arguments.checkpoint)
+    run(arguments.run, arguments.output, checkpoint=arguments.checkpoint, format=arguments.format)
 
 
 def _add_source(parser: Parser) -> None:

@@ -16,12 +16,14 @@ from accel_train.errors import UserError
 from accel_train.losses.contrastive import info_nce, sigmoid_loss
 from accel_train.metrics.retrieval import in_batch_accuracy, recall_at
 from accel_train.models.build import adapt_to_training, build_contrastive_model
+from accel_train.models.cn_clip_files import cn_clip_optimizer_state
 from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.export import load_pretrained_weights, save_pretrained
 from accel_train.models.pretrained import building_on_meta
 from accel_train.optim.frozen import never_trained
 from accel_train.tasks.clip_parts import check_tokenizer, section_of_export
 from accel_train.tasks.distillation import (
+    distillation_hazards,
     distillation_losses,
     project_to_teacher,
     refuse_frozen_students,
@@ -96,9 +98,14 @@ class ContrastiveTask(Task):
         }
 
     def hazards(self) -> list[str]:
+        found = []
         if self.config.model.batch_norm in ("local", "sync"):
-            return [f"model.batch_norm is {self.config.model.batch_norm}: results depend on data.micro_batch_size."]
-        return []
+            found.append(
+                f"model.batch_norm is {self.config.model.batch_norm}: results depend on data.micro_batch_size."
+            )
+        if self.config.distillation is not None:
+            found += distillation_hazards(self.config)
+        return found
 
     def prepare_training(self, device: torch.device) -> list[str]:
         if self.config.distillation is None:
@@ -168,9 +175,16 @@ class ContrastiveTask(Task):
             "in_batch_accuracy/text_to_image": in_batch_accuracy(texts, images, chunk_size=self.config.loss.chunk_size),
         }
 
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        assert isinstance(model, ContrastiveModel)
+        return model.notes
+
     def load_pretrained(self, model: nn.Module, folder: str) -> None:
         assert isinstance(model, ContrastiveModel)
         load_pretrained_weights(model, folder, self.config)
+
+    def load_optimizer_state(self, model: nn.Module, source: str) -> dict[str, dict[str, Tensor]]:
+        return cn_clip_optimizer_state(source, model, "initialize_optimizer")
 
     @staticmethod
     def config_of_export(config: RunConfig, folder: str) -> RunConfig:

@@ -1,6 +1,7 @@
 """What is trained. A task knows its model, data, losses and scores; it never knows how many ranks there are."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -99,6 +100,14 @@ class Task(ABC):
     def scores(self, predictions: dict[str, Tensor], split: str) -> dict[str, float]:
         """Scores to maximise, over the whole split. `loss` may stand beside them, to compare with the training loss."""
 
+    @property
+    def has_prediction_rows(self) -> bool:
+        return type(self).prediction_rows is not Task.prediction_rows
+
+    def prediction_rows(self, predictions: dict[str, Tensor], split: str) -> Iterator[dict[str, Any]]:
+        """What a table of predictions holds for each sample of the split, in its order, always with the same columns."""
+        raise UserError(f"--predictions: {type(self).__name__} has no table of predictions.")
+
     def train_metrics(self, outputs: Batch) -> dict[str, Any]:
         """Further values to log from one step's outputs, such as the temperature."""
         return {}
@@ -118,6 +127,10 @@ class Task(ABC):
         By default these weights, name by name. A task whose model holds another task's model may place them there.
         """
         return weights, ""
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """What the log should say of how a built model got its weights: position embeddings that were resized, say."""
+        return ()
 
     def load_pretrained(self, model: nn.Module, folder: str) -> None:
         """Fills a built model with the weights of a Hugging Face folder. Raises UserError where they don't fit."""

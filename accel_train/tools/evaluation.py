@@ -13,6 +13,7 @@ from accel_train.data.arrow_split import open_split
 from accel_train.engine.build import build_engine
 from accel_train.errors import UserError
 from accel_train.evaluate import evaluate
+from accel_train.prediction_file import check_prediction_file, write_prediction_rows
 from accel_train.progress import score_table
 from accel_train.tools.contact_sheet import Found, contact_sheet
 from accel_train.tools.trained import open_config, open_trained
@@ -28,9 +29,13 @@ def evaluate_command(
     overrides: list[str],
     as_json: bool,
     contact_sheet: str | None,
+    predictions: str | None,
     checkpoint: str | None,
 ) -> dict[str, float]:
-    """Scores the split over all ranks, prints a table or JSON, and draws a contact sheet if asked. Returns the scores."""
+    """Scores the split over all ranks and prints a table or JSON; draws a contact sheet and writes predictions if asked.
+
+    Returns the scores.
+    """
     if contact_sheet is not None and (not contact_sheet.endswith(".png") or not Path(contact_sheet).parent.is_dir()):
         raise UserError(f"--contact-sheet: {contact_sheet} must end in .png and lie in a folder that exists.")
     config = open_config(source, overrides)
@@ -39,9 +44,15 @@ def evaluate_command(
         raise UserError("data.valid_split is null; name a split with --split.")
     if contact_sheet is not None and not isinstance(config, ContrastiveConfig):
         raise UserError(f"--contact-sheet draws images found for texts; the task {config.task} has none.")
+    if predictions is not None:
+        check_prediction_file(Path(predictions))
     engine = build_engine(config, for_evaluation=True)
     try:
         trained = open_trained(source, config, checkpoint=checkpoint)
+        if predictions is not None and not trained.task.has_prediction_rows:
+            raise UserError(
+                f"--predictions: the task {config.task} has no table of predictions, except for --zero-shot."
+            )
         engine.hold(trained.model, precision=config.precision)
         outcome = evaluate(engine, trained.task, split, config)
         if engine.is_main:
@@ -50,6 +61,8 @@ def evaluate_command(
                 print(json.dumps({**about, "scores": outcome.scores}, indent=1))
             else:
                 Console(highlight=False).print(score_table(outcome.scores, f"{trained.source} on {split}"))
+            if predictions is not None:
+                write_prediction_rows(Path(predictions), trained.task.prediction_rows(outcome.predictions, split))
             if contact_sheet is not None:
                 recall = outcome.scores["text_to_image_mean_recall"]
                 subtitle = f"{trained.source}, split {split}: mean recall {recall:.1%}"

@@ -1,7 +1,7 @@
 """Zero-shot classification: which class name's text feature is nearest to an image's (Radford et al. 2021, section 3.1)."""
 
-import csv
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from accel_train.engine.build import build_engine
 from accel_train.errors import UserError
 from accel_train.evaluate import evaluate
 from accel_train.metrics.classification import accuracy_at, mean_per_class_accuracy
+from accel_train.prediction_file import check_prediction_file, write_prediction_rows
 from accel_train.progress import score_table
 from accel_train.tasks.contrastive import ContrastiveTask
 from accel_train.tools.prompts import PLACE, ImageClass, name_classes, read_templates
@@ -78,7 +79,7 @@ def zero_shot_command(
 ) -> dict[str, float]:
     """Classifies over all ranks and prints a table or JSON; writes the predictions if asked. Returns the scores."""
     if predictions is not None:
-        _check_predictions(Path(predictions))
+        check_prediction_file(Path(predictions))
     config = open_config(source, overrides)
     if not isinstance(config, ContrastiveConfig):
         raise UserError(f"--zero-shot compares images with texts; the task {config.task} does not.")
@@ -91,7 +92,8 @@ def zero_shot_command(
         outcome = evaluate(engine, ZeroShot(trained.task.config, problem), folder, config)
         if engine.is_main:
             if predictions is not None:
-                write_predictions(Path(predictions), class_similarity(outcome.predictions, problem), problem)
+                rows = prediction_rows(class_similarity(outcome.predictions, problem), problem)
+                write_prediction_rows(Path(predictions), rows)
             counts = {
                 "num_images": len(problem.images),
                 "num_classes": len(problem.classes),
@@ -146,25 +148,14 @@ def class_similarity(predictions: dict[str, Tensor], problem: Problem) -> Tensor
     return images @ F.normalize(sums, dim=-1).T
 
 
-def write_predictions(file: Path, similarity: Tensor, problem: Problem) -> None:
-    """A CSV line for each image: its path, true and predicted class, and the best classes with their cosines."""
+def prediction_rows(similarity: Tensor, problem: Problem) -> Iterator[dict[str, str]]:
+    """For each image its path, true and predicted class, and the best classes with their cosines."""
     best = similarity.topk(min(RANKS_SHOWN, len(problem.classes)))
     folders = [one.folder for one in problem.classes]
-    columns = [column for rank in range(1, best.values.shape[1] + 1) for column in (f"class_{rank}", f"score_{rank}")]
-    with file.open("x", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["image", "true", "predicted", *columns])
-        for image, label, scores, places in zip(
-            problem.images, problem.labels.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
-        ):
-            pairs = [
-                cell for place, score in zip(places, scores, strict=True) for cell in (folders[place], f"{score:.6f}")
-            ]
-            writer.writerow([image, folders[label], folders[places[0]], *pairs])
-
-
-def _check_predictions(file: Path) -> None:
-    if file.suffix != ".csv" or not file.parent.is_dir():
-        raise UserError(f"--predictions: {file} must end in .csv and lie in a folder that exists.")
-    if file.exists():
-        raise UserError(f"--predictions: {file} exists already, and nothing is overwritten. Choose another name.")
+    for image, label, scores, places in zip(
+        problem.images, problem.labels.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
+    ):
+        row = {"image": str(image), "true": folders[label], "predicted": folders[places[0]]}
+        for rank, (place, score) in enumerate(zip(places, scores, strict=True), 1):
+            row |= {f"class_{rank}": folders[place], f"score_{rank}": f"{score:.6f}"}
+        yield row
