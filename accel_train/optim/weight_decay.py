@@ -40,6 +40,7 @@ CN_CLIP_NAMES: tuple[tuple[str, str], ...] = (
     (r"^visual_projection\.weight$", r"visual.proj"),
     (r"^text_projection\.weight$", r"text_projection"),
     (r"^logit_scale$", r"logit_scale"),
+    (r"^(teacher_projection\.weight)$", r"\1"),  # the original has none; under its rule a matrix decays
 )
 """Names of our Chinese-CLIP models, with a ViT (transformers' own names) or a ResNet, and what the original trainer calls
 them. It holds query, key and value of a ViT in one tensor, so three names map to one."""

@@ -35,6 +35,8 @@ _CLIP_TEACHERS = {
     "damo/multi-modal_clip-vit-huge-patch14_zh": "models/clip_cn_vit-h-14.pt",
 }
 """The original's teachers that are Chinese-CLIP models, and the checkpoints they are published as."""
+_WIDTHS = {"vit-b": 512, "vit-l": 768, "vit-h": 1024, "rn50": 1024}
+"""Of image_features, by the first letters of a model's name."""
 
 
 @dataclass(slots=True)
@@ -230,6 +232,8 @@ def _optimizer(values: Values, migration: Migration) -> dict[str, Any]:
         {"name": "text", "lr": lr, "layers": ["chinese_clip_text", "^text_projection\\."]},
         {"name": "temperature", "lr": lr, "layers": ["^logit_scale$"]},
     ]
+    if values["distillation"] and _teacher_width(values) != _WIDTHS[values["vision-model"][:5].lower()]:
+        towers.append({"name": "teacher", "lr": lr, "layers": ["^teacher_projection\\."]})
     migration.comments["optimizer.no_decay"] = "the original's rule by name: it decays BERT's LayerNorm"
     migration.comments["optimizer.towers"] = "one rate, as in the original; each may have its own, and layer_decay"
     return {
@@ -240,6 +244,12 @@ def _optimizer(values: Values, migration: Migration) -> dict[str, Any]:
         "no_decay": "chinese_clip",
         "towers": towers,
     }
+
+
+def _teacher_width(values: Values) -> int:
+    """Of the teacher's features; those that are not a CLIP's are its ViT-L's."""
+    file = _CLIP_TEACHERS.get(values["teacher-model-name"], "clip_cn_vit-l")
+    return _WIDTHS["vit-h" if "vit-h" in file else "vit-l"]
 
 
 def _schedule(values: Values, migration: Migration) -> dict[str, Any]:

@@ -56,6 +56,10 @@ def test_what_the_rule_decays_against_common_sense() -> None:
     assert not exempt_in_chinese_clip("vision_model.embeddings.class_embedding")
 
 
+def test_a_map_to_the_teachers_width_decays() -> None:
+    assert not exempt_in_chinese_clip("teacher_projection.weight")
+
+
 @pytest.mark.parametrize("name", ["vision_model.encoder.stages.0.layers.0.dwconv.weight", "logit_bias", "head.weight"])
 def test_other_models_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"Use no_decay: vectors"):

@@ -166,6 +166,13 @@ def test_every_pair_of_towers_has_a_size(tmp_path: Path, vision: str, text: str)
         assert image["patch_size"] == int(vision.split("-")[2])
 
 
+@pytest.mark.parametrize(("vision", "maps"), [("ViT-B-16", True), ("ViT-H-14", False), ("RN50", False)])
+def test_a_teacher_of_another_width_has_a_tower_for_its_map(tmp_path: Path, vision: str, maps: bool) -> None:
+    teacher = "damo/multi-modal_clip-vit-huge-patch14_zh"
+    config = migrated(tmp_path, DATA, "--distillation", f"--teacher-model-name={teacher}", f"--vision-model={vision}")
+    assert ("teacher" in [tower.name for tower in config.optimizer.towers]) == maps
+
+
 def test_the_rate_of_the_original(tmp_path: Path) -> None:
     """(s + 1) / w, then half a cosine over what is left."""
     schedule = migrated(tmp_path, DATA, "--warmup=4", "--max-steps=12").schedule
