@@ -2,12 +2,14 @@
 
 from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 
 from accel_train.config.contrastive import ContrastiveConfig, DistillationSection
 from accel_train.errors import UserError
 from accel_train.losses.distillation import feature_loss, similarity_loss
 from accel_train.models.contrastive_model import ContrastiveModel
+from accel_train.models.teacher import build_teacher, teacher_config
 from accel_train.tasks.task import Batch
 from accel_train.tasks.teacher import kinds_of, teacher_width
 
@@ -59,6 +61,20 @@ def project_to_teacher(model: ContrastiveModel, config: ContrastiveConfig) -> No
         model.notes += (
             f"features are {model.feature_width} wide and the teacher's {width}: a learnt teacher_projection maps them",
         )
+
+
+def distillation_hazards(config: ContrastiveConfig) -> list[str]:
+    """What `plan` says of a live teacher, which its table of memory doesn't hold."""
+    section = config.distillation
+    if section is None or section.teacher is None:
+        return []
+    with torch.device("meta"):
+        teacher = build_teacher(teacher_config(config, reads_texts=False))
+    number = sum(parameter.numel() for parameter in teacher.parameters())
+    return [
+        f"The teacher's {number:,} parameters are held by every rank beside the model, {4 * number / 1e9:.3g} GB, and it "
+        "reads every sample. Stored features (accel-train embed, distillation.features) cost neither."
+    ]
 
 
 def refuse_frozen_students(model: nn.Module, section: DistillationSection, frozen: Collection[str]) -> None:

@@ -1,10 +1,14 @@
 """Promise 3 for what the other tests don't train with: each variant is killed once and ends as if it had not been."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from accel_train.config.contrastive import ContrastiveConfig
+from accel_train.tasks.contrastive import ContrastiveTask
 
 SGD = ["optimizer.name=sgd", "optimizer.momentum=0.9"]
 
@@ -45,8 +49,8 @@ def test_killed_once(experiment: Callable[..., Any], ranks: int, overrides: list
     assert_a_kill_changes_nothing(lambda name: experiment(*overrides, "num_epochs=2", name=name), ranks)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_batch_norm_that_trains_keeps_its_statistics(experiment: Callable[..., Any], ranks: int) -> None:
+@pytest.mark.parametrize(("mode", "ranks"), [("local", 1), ("local", 2), ("sync", 2)])
+def test_batch_norm_that_trains_keeps_its_statistics(experiment: Callable[..., Any], mode: str, ranks: int) -> None:
     def make(name: str) -> Any:
         run = experiment("num_epochs=2", name=name)
         bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -56,9 +60,26 @@ def test_batch_norm_that_trains_keeps_its_statistics(experiment: Callable[..., A
             "image": {"architecture": "resnet", "config": resnet},
             "text": {"architecture": "bert", "config": bert | {"vocab_size": 90}},
             "projection_dim": 8,
-            "batch_norm": "local",
+            "batch_norm": mode,
         }
         run.config["optimizer"]["towers"] = [{"name": "all", "lr": 1e-3, "layers": [".*"]}]
         return run
 
     assert_a_kill_changes_nothing(make, ranks)
+
+
+def test_a_teacher_guides_on(experiment: Callable[..., Any], tmp_path: Path) -> None:
+    """It is read anew and no part of a checkpoint; half of the patches are left out, another half in each step."""
+    teacher = str(tmp_path / "teacher")
+    section = {"teacher": teacher, "guides": ["image_features", "text_features", "similarity"]}
+
+    def make(name: str) -> Any:
+        run = experiment("num_epochs=2", "model.mask_ratio=0.5", name=name)
+        run.config["distillation"] = section
+        return run
+
+    config = ContrastiveConfig.model_validate(make("teacher_run").config | {"distillation": None})
+    projection = {"config": {**config.model.config, "projection_dim": 24}}
+    task = ContrastiveTask(config.model_copy(update={"model": config.model.model_copy(update=projection)}))
+    task.export(task.build_model(), teacher)
+    assert_a_kill_changes_nothing(make, 2)

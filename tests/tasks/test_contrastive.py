@@ -4,12 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, ChineseCLIPModel
 
 from accel_train.errors import UserError
 from accel_train.losses.contrastive import info_nce, sigmoid_loss
+from accel_train.optim.param_groups import freeze, plan_groups, set_train_mode
 from accel_train.tasks.contrastive import ContrastiveTask
+from accel_train.tools.memory import activation_bytes
 
 
 def stacked(dataset) -> dict[str, Tensor]:
@@ -162,3 +164,37 @@ def test_a_tokenizer_beside_other_weights_does_not_overwrite_ours(make_config, d
     task.export(task.build_model(), str(tmp_path / "export"))
     assert "logit_scale" in load_file(tmp_path / "export" / "model.safetensors")
     assert '"chinese_clip"' in (tmp_path / "export" / "config.json").read_text()
+
+
+def test_a_plan_sees_that_patches_are_left_out(make_config) -> None:
+    sizes = []
+    for ratio in (0.0, 0.5):
+        config = make_config({"type": "chinese_clip", "size": "tiny", "mask_ratio": ratio})
+        task = ContrastiveTask(config)
+        images = {"pixel_values": task.example_batch(8)["pixel_values"]}
+        model = task.build_model()
+        sizes.append(activation_bytes(model, plan_groups(model, config.optimizer), config, images))
+    assert 0.4 < sizes[1] / sizes[0] < 0.7
+
+
+def test_a_frozen_resnet_trains_nothing_that_could_be_refused(make_config) -> None:
+    """No batch_norm key is needed, and its layers stay in eval mode."""
+    model = {
+        "type": "dual_encoder",
+        "projection_dim": 16,
+        "image": {"architecture": "resnet", "config": {"embedding_size": 8, "hidden_sizes": [8], "depths": [1]}},
+        "text": {
+            "architecture": "bert",
+            "config": {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2},
+        },
+    }
+    config = make_config(model)
+    with pytest.raises(UserError, match=r"model.batch_norm is refuse, and the model has \d+ BatchNorm layers"):
+        ContrastiveTask(config).build_model()
+    towers = [{"name": "image", "layers": ["^vision_model"], "lr": 0.0}, {"name": "rest", "layers": ["."], "lr": 1e-3}]
+    optimizer = config.optimizer.model_validate({"towers": towers})
+    built = ContrastiveTask(config.model_copy(update={"optimizer": optimizer})).build_model()
+    freeze(built, plan_groups(built, optimizer))
+    set_train_mode(built)
+    norms = [module for module in built.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and not any(module.training for module in norms)

@@ -228,6 +228,13 @@ def test_planning_reads_no_teachers_weights(make_config, export) -> None:
     assert model.get_parameter("teacher_projection.weight").shape == (24, 16)
 
 
+def test_a_plan_says_what_a_live_teacher_holds(make_config, export) -> None:
+    task = ContrastiveTask(with_teacher(make_config(), teacher=export()))
+    (found,) = task.hazards()
+    number = sum(parameter.numel() for parameter in task.build_model().parameters())
+    assert f"The teacher's {number:,} parameters are held by every rank" in found
+
+
 def test_guides_of_a_frozen_tower_are_refused(make_config, export) -> None:
     config = make_config()
     towers = [
