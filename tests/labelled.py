@@ -28,18 +28,18 @@ def labelled_lines(num_texts: int, seed: int) -> list[str]:
     return lines
 
 
-def write_source(folder: Path) -> Path:
+def write_source(folder: Path, **num_by_split: int) -> Path:
     """A folder as `accel-train import` reads it: train.txt, valid.txt and label-mapping.json."""
     folder.mkdir(parents=True)
-    for seed, (split, count) in enumerate(NUM_BY_SPLIT.items()):
+    for seed, (split, count) in enumerate((NUM_BY_SPLIT | num_by_split).items()):
         (folder / f"{split}.txt").write_text("\n".join(labelled_lines(count, seed)) + "\n", encoding="utf-8")
     (folder / "label-mapping.json").write_text(json.dumps(dict(enumerate(TOPICS))), encoding="utf-8")
     return folder
 
 
-def write_dataset(folder: Path) -> Path:
+def write_dataset(folder: Path, **num_by_split: int) -> Path:
     """An imported dataset with a tokenizer."""
-    source = write_source(folder.with_name(folder.name + "_source"))
+    source = write_source(folder.with_name(folder.name + "_source"), **num_by_split)
     import_texts(str(source), str(folder), build_tokenizer=200, show_progress=False)
     return folder
 

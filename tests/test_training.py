@@ -4,24 +4,29 @@ from pathlib import Path
 
 import pytest
 
+from accel_train.config.load import load_config
 from tests.short_runs import ROOT, metrics, train
+from tests.small_data import data_for
 
 SMALL = [ROOT / "configs" / "quickstart.yaml", *sorted((ROOT / "configs" / "small").glob("*.yaml"))]
 SHORT = ["num_epochs=null", "data.num_workers=0", "data.global_batch_size=8", "data.micro_batch_size=4"]
 NO_EVALUATION = ["evaluation.at_start=false", "evaluation.evaluate_every=null"]
+
+FIRST_SCORE = {"sequence_classification": "accuracy"}
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda path: path.stem)
 def test_every_small_configuration_trains(config: Path, tmp_path: Path) -> None:
-    done = train(config, tmp_path / "run", *SHORT, "max_steps=6", "log.log_every=1 step", *NO_EVALUATION)
+    settings = [*data_for(config, tmp_path), *SHORT, "max_steps=6", "log.log_every=1 step", *NO_EVALUATION]
+    done = train(config, tmp_path / "run", *settings, "evaluation.early_stopping=null")
     assert done.returncode == 0, done.stdout + done.stderr
     losses = [row["loss"] for row in metrics(tmp_path / "run", "train")]
     assert len(losses) == 6
     assert all(0 < loss < 30 for loss in losses)
     (scores,) = metrics(tmp_path / "run", "valid")
-    assert 0 < scores["mean_recall"] < 1
+    assert 0 < scores[FIRST_SCORE.get(load_config(config).task, "mean_recall")] < 1
     assert (tmp_path / "run" / "checkpoints" / "step_00000006" / "state.json").is_file()
 
 
@@ -66,3 +71,16 @@ def test_a_folder_with_metrics_is_not_fresh(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "holds a run and --fresh was given" in done.stderr
     assert len(metrics(run_dir, "train")) == 1
+
+
+def test_a_classifier_beats_the_largest_class(tmp_path: Path) -> None:
+    """Eight epochs on made-up texts whose words tell the class; a third of them are right by chance."""
+    config = ROOT / "configs" / "small" / "sequence_classification.yaml"
+    settings = [*data_for(config, tmp_path), "num_epochs=8", "data.global_batch_size=15", "data.micro_batch_size=15"]
+    done = train(config, tmp_path / "run", *settings, "model.config.hidden_size=32", "compute.num_threads=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = metrics(tmp_path / "run", "valid")
+    assert scores[0]["accuracy"] < 0.6
+    assert scores[-1]["accuracy"] > 0.8
+    assert scores[-1]["macro_f1"] > 0.8
+    assert scores[-1]["loss"] < scores[0]["loss"]

@@ -18,7 +18,9 @@ def import_texts(argv: list[str]) -> None:
     parser.add_argument("--text-column", metavar="NAME", help="column with texts, in tables")
     parser.add_argument("--label-column", metavar="NAME", help="column with labels, in tables")
     parser.add_argument("--text-id-column", metavar="NAME", help="column that names the text, in tables")
-    parser.add_argument("--valid-share", type=float, metavar="SHARE", help="take this share of the texts for validation")
+    parser.add_argument(
+        "--valid-share", type=float, metavar="SHARE", help="take this share of the texts for validation"
+    )
     parser.add_argument(
         "--build-tokenizer", type=int, metavar="N", help="make a tokenizer of N tokens from the training texts"
     )

@@ -1,8 +1,8 @@
 """One split of a dataset of labelled texts, as a memory-mapped Arrow file.
 
-    FOLDER/dataset.json                       format version, task, labels, counts and fingerprint of each split
-    FOLDER/tokenizer/                         optional
-    FOLDER/SPLIT/samples.arrow                text_id string, text string, label int64
+FOLDER/dataset.json                       format version, task, labels, counts and fingerprint of each split
+FOLDER/tokenizer/                         optional
+FOLDER/SPLIT/samples.arrow                text_id string, text string, label int64
 """
 
 import hashlib
@@ -57,7 +57,9 @@ def read_labels(path: str) -> tuple[str, ...]:
     folder = dataset_folder(path)
     labels = read_description(folder, TASK, "num_samples").get("labels")
     if not isinstance(labels, list) or len(labels) < 2 or not all(isinstance(name, str) for name in labels):
-        raise UserError(f"{folder / 'dataset.json'}: labels is {labels!r}; it must list two names or more. Import it again.")
+        raise UserError(
+            f"{folder / 'dataset.json'}: labels is {labels!r}; it must list two names or more. Import it again."
+        )
     return tuple(labels)
 
 

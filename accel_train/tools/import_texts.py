@@ -136,7 +136,9 @@ def _classes(source: Path, paths: list[Path], texts: list[LabelledText]) -> dict
         return mapping
     labels = {text.label for text in texts}
     if len(labels) < 2:
-        raise UserError(f"{source}: {paths[0].name} has only the label {_listed(sorted(labels))}; classes are two or more.")
+        raise UserError(
+            f"{source}: {paths[0].name} has only the label {_listed(sorted(labels))}; classes are two or more."
+        )
     numbers = all(label.isdecimal() for label in labels)
     return {label: label for label in sorted(labels, key=(lambda label: (int(label), label)) if numbers else None)}
 

@@ -7,9 +7,7 @@ from accel_train.data.padding import Padding, join, padding_of
 
 def ragged(*lengths: int) -> list[dict[str, Tensor]]:
     """Row k holds k + 1 as often as its length says."""
-    return [
-        {"ids": torch.full((1, length), row + 1), "row": torch.tensor([row])} for row, length in enumerate(lengths)
-    ]
+    return [{"ids": torch.full((1, length), row + 1), "row": torch.tensor([row])} for row, length in enumerate(lengths)]
 
 
 def test_rows_are_filled_up_to_the_longest() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.tasks.contrastive import ContrastiveTask
+from tests.labelled import small_config, write_dataset
 
 SGD = ["optimizer.name=sgd", "optimizer.momentum=0.9"]
 
@@ -82,4 +83,23 @@ def test_a_teacher_guides_on(experiment: Callable[..., Any], tmp_path: Path) -> 
     projection = {"config": {**config.model.config, "projection_dim": 24}}
     task = ContrastiveTask(config.model_copy(update={"model": config.model.model_copy(update=projection)}))
     task.export(task.build_model(), teacher)
+    assert_a_kill_changes_nothing(make, 2)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_texts_of_like_length(experiment: Callable[..., Any], tmp_path: Path, engine: str) -> None:
+    """Killed in the middle of a window of batches."""
+    folder = write_dataset(tmp_path / "texts", train=42)
+
+    def make(name: str) -> Any:
+        run = experiment(f"engine={engine}", name=name)
+        kept = {key: run.config[key] for key in ("schedule", "evaluation", "checkpoint", "log", "compute")}
+        run.config = kept | small_config(folder, "run", max_steps=10, dropout="per_sample")
+        run.config["data"]["global_batch_size"] = 8
+        run.config["data"]["micro_batch_size"] = 2
+        run.config["model"]["config"]["attention_dropout"] = 0.1
+        run.config["optimizer"]["name"] = "adamw"
+        run.config["optimizer"]["towers"][0]["lr"] = 1e-3
+        return run
+
     assert_a_kill_changes_nothing(make, 2)

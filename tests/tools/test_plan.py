@@ -16,6 +16,7 @@ from accel_train.models.sizes import SIZES
 from accel_train.optim.param_groups import plan_groups
 from accel_train.tasks.build import build_task
 from accel_train.tools.plan import as_dict, make_plan, plan
+from tests.small_data import data_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = str(CONFIGS / "small" / "dual_encoder_llrd.yaml")
@@ -51,7 +52,7 @@ def planned(path: str, *overrides: str, ranks: int | None = None) -> dict[str, A
 
 
 @pytest.mark.parametrize("path", sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")))
-def test_every_configuration_can_be_planned(path: str, folders: dict[str, str]) -> None:
+def test_every_configuration_can_be_planned(path: str, folders: dict[str, str], tmp_path: Path) -> None:
     changes = {
         "chinese_clip_muge.yaml": [f"model.pretrained={folders['chinese_clip']}"],
         "dual_encoder_llrd.yaml": [
@@ -59,7 +60,7 @@ def test_every_configuration_can_be_planned(path: str, folders: dict[str, str]) 
             f"model.text.pretrained={folders['bert']}",
         ],
     }
-    found = planned(str(CONFIGS / path), "data.path=sample:emoji-zh", *changes.get(path, []))
+    found = planned(str(CONFIGS / path), *data_for(CONFIGS / path, tmp_path), *changes.get(path, []))
     assert found["total_steps"] == found["steps_per_epoch"] * load_config(CONFIGS / path).num_epochs > 0
     assert {name: owner for name, owner in owners(found).items() if owner is None} == {
         parameter["name"]: None for parameter in found["parameters"] if parameter["frozen"]

@@ -59,8 +59,10 @@ def read_lines(paths: list[Path], columns: TextColumns) -> Iterator[LabelledReco
                 yield BadRecord(where, "not UTF-8")
             elif line.strip():
                 label, found, text = line.partition(SEPARATOR)
-                yield _record(where, None, text.strip(), label.strip()) if found else BadRecord(
-                    where, f"no {SEPARATOR} in it; a line is label {SEPARATOR} text"
+                yield (
+                    _record(where, None, text.strip(), label.strip())
+                    if found
+                    else BadRecord(where, f"no {SEPARATOR} in it; a line is label {SEPARATOR} text")
                 )
 
 
@@ -129,7 +131,7 @@ def _mapping(path: Path, content: Mapping[str, Any]) -> dict[str, str]:
         by_number = {str(value): key for key, value in content.items() if isinstance(value, int)}
     names = list(by_number.values())
     if len(by_number) < len(content) or len(set(names)) < len(names) or len(names) < 2:
-        raise UserError(f"{path}: it must give each of two labels or more a name of its own, as {{\"0\": \"games\", ...}}.")
+        raise UserError(f'{path}: it must give each of two labels or more a name of its own, as {{"0": "games", ...}}.')
     return {key: by_number[key] for key in sorted(by_number, key=int)}
 
 
