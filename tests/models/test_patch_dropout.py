@@ -11,7 +11,9 @@ from accel_train.models.build import adapt_to_training, build_contrastive_model
 from accel_train.models.dropout import install_per_sample_dropout, per_sample_masks
 from accel_train.models.patch_dropout import PatchDropout, drop_patches
 
-TOWERS = ["chinese_clip", "clip", "siglip", "vit", "dinov2", "dinov2_with_registers"]
+TOWERS = ["chinese_clip", "clip", "siglip", "vit", "deit", "dinov2", "dinov2_with_registers", "siglip_vision_model"]
+LIKE = {"deit": "vit", "dinov2_with_registers": "dinov2", "siglip_vision_model": "vit"}
+"""Towers that the section of another one describes as well."""
 IDS = torch.tensor([11, 5, 70_000_000_000, 0, 3, 8])
 PATCHES = 16
 
@@ -21,7 +23,7 @@ def build(tiny, make_config):
     """A tiny model of a family without dropout, and with patch dropout where a ratio is given."""
 
     def make(family: str, ratio: float = 0.0) -> nn.Module:
-        section: dict[str, Any] = copy.deepcopy(tiny["dinov2" if family == "dinov2_with_registers" else family])
+        section: dict[str, Any] = copy.deepcopy(tiny[LIKE.get(family, family)])
         if "image" in section:
             section["image"]["architecture"] = family
             section["text"]["config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -51,7 +53,7 @@ def features(model: nn.Module, pixel_values: Tensor) -> Tensor:
 @pytest.mark.parametrize("family", TOWERS)
 def test_training_sees_a_share_of_the_patches_and_evaluation_all(family, build, batch) -> None:
     model = build(family, 0.75)
-    first = {"siglip": 0, "dinov2_with_registers": 5}.get(family, 1)
+    first = {"siglip": 0, "siglip_vision_model": 0, "deit": 2, "dinov2_with_registers": 5}.get(family, 1)
     seen = tokens_in_blocks(model)
     assert features(model.train(), batch["pixel_values"]).isfinite().all()
     in_eval = features(model.eval(), batch["pixel_values"])
