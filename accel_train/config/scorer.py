@@ -44,9 +44,10 @@ class ScorerModel(Section):
     residual: ResidualSection | None = ResidualSection()
     """At most one of `residual` and `refinement`. Neither: both scores are CLIP's similarity, (1 + cosine) / 2."""
     refinement: RefinementSection | None = None
-    quality_reads: Literal["features", "layers"] = "features"
-    """What the quality head of `residual` reads: CLIP's image features, or with them how the outputs of every layer of the image
-    tower are spread over the image. Sharpness and noise show in low layers, and features for retrieval hardly hold them."""
+    quality_layers: Annotated[int, Field(ge=0)] = 0
+    """How many layers of the image tower, from the input and with its embeddings as one, the quality head of `residual` reads
+    beside CLIP's image features. It reads how their channels are spread over the image: sharpness and noise show in low layers,
+    and features made for retrieval hardly hold them."""
     hidden_quality: Annotated[int, Field(ge=1)] = 128
     """Width of the hidden layer before the quality score."""
     hidden_consistency: Annotated[int, Field(ge=1)] = 256
@@ -122,8 +123,8 @@ def _heads(model: ScorerModel) -> Iterator[str]:
             f"model.refinement.width: {refinement.width} is not a multiple of model.refinement.num_heads "
             f"({refinement.num_heads}). Change one of the two."
         )
-    if model.residual is None and model.quality_reads != "features":
-        yield f"model.quality_reads: {model.quality_reads!r} would be ignored, since model.residual is null."
+    if model.residual is None and model.quality_layers > 0:
+        yield f"model.quality_layers: {model.quality_layers} would be ignored, since model.residual is null."
     if model.residual is None and refinement is None:
         for key in changed_keys(model, "hidden_quality", "hidden_consistency", "dropout"):
             yield (

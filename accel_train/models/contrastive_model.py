@@ -94,7 +94,7 @@ class ContrastiveModel(nn.Module):
             nn.init.orthogonal_(self.teacher_projection.weight)
 
     def forward(
-        self, batch: dict[str, Tensor], *, with_tokens: bool = False, with_statistics: bool = False
+        self, batch: dict[str, Tensor], *, with_tokens: bool = False, num_layers: int = 0
     ) -> dict[str, Tensor]:
         """Features of the towers whose inputs are in the batch, L2-normalised in fp32, with logit_scale (and logit_bias).
 
@@ -106,14 +106,14 @@ class ContrastiveModel(nn.Module):
         encoded: dict[str, Encoded] = {}
         if "pixel_values" in batch:
             pixel_values = self._normalised(batch["pixel_values"])
-            encoded["image"] = self.encode_images(pixel_values, with_layers=with_statistics)
+            encoded["image"] = self.encode_images(pixel_values, with_layers=num_layers > 0)
         if "input_ids" in batch:
             encoded["text"] = self.encode_texts(batch["input_ids"], batch["attention_mask"])
         outputs = {f"{kind}_features": _unit_length(found.features) for kind, found in encoded.items()}
         if with_tokens:
             outputs |= {f"{kind}_tokens": found.tokens for kind, found in encoded.items() if found.tokens is not None}
-        if with_statistics:
-            outputs["image_statistics"] = layer_statistics(encoded["image"].layers)
+        if num_layers > 0 and "image" in encoded:
+            outputs["image_statistics"] = layer_statistics(encoded["image"].layers[:num_layers])
         for kind in self.projected if self.training else ():
             if f"{kind}_features" in outputs:
                 outputs[f"projected_{kind}_features"] = _unit_length(
@@ -143,18 +143,21 @@ def clamped_exp(log_scale: Tensor, largest: float | None) -> Tensor:
 
 
 def layer_statistics(layers: Sequence[Tensor]) -> Tensor:
-    """Mean and standard deviation over the places of each layer, each layer's made of mean 0 and variance 1: (n, all 2W).
+    """How each layer's channels are spread over an image: five values for each of its W channels, (n, all 5W).
 
-    Blur, noise and compression change how much a layer's outputs vary over an image more than what they are.
+    Mean, standard deviation, smallest and largest over the places, and the mean difference of neighbouring places; each of them
+    made of mean 0 and variance 1 over the channels. Blur, noise and compression change these more than they change what is
+    shown. A layer is (n, W, height, width), or (n, T, W) with its places in one row.
     """
-    parts = []
+    parts: list[Tensor] = []
     for layer in layers:
-        places = layer.flatten(2) if layer.ndim == 4 else layer.transpose(1, 2)
-        places = places.to(torch.promote_types(places.dtype, torch.float32))
+        maps = layer if layer.ndim == 4 else layer.transpose(1, 2).unsqueeze(2)
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        steps = [maps.diff(dim=axis).abs().flatten(2) for axis in (2, 3)]
+        places = maps.flatten(2)
         deviation = (places.var(2, correction=0) + STATISTICS_EPS).sqrt()
-        for part in (places.mean(2), deviation):
-            parts.append(F.layer_norm(part, part.shape[1:]))
-    return torch.cat(parts, 1)
+        parts += [places.mean(2), deviation, places.amin(2), places.amax(2), torch.cat(steps, 2).mean(2)]
+    return torch.cat([F.layer_norm(part, part.shape[1:]) for part in parts], 1)
 
 
 def _unit_length(features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ With s the cosine of image and prompt, scores on a scale from 0 to 1 are
 
     residual     consistency = a_c s + b_c + scale_consistency x head([image, text, image x text])    a_c, b_c from 1, 0
                  quality     = a_q s + b_q + scale_quality x head(image)                              a_q, b_q from 0, 1/2
-                 With quality_reads: layers, the latter head reads the spread of every image layer too.
+                 With quality_layers, the latter head reads the spread of low image layers too.
     refinement   both by a Transformer over the tokens of both towers
     neither      both (1 + s) / 2
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from accel_train.config.scorer import RefinementSection, ResidualSection, ScorerConfig
 from accel_train.errors import UserError
 from accel_train.models.build import build_contrastive_model
-from accel_train.models.contrastive_model import ContrastiveModel
+from accel_train.models.contrastive_model import ContrastiveModel, layer_statistics
 from accel_train.models.dual_encoder import output_width
 from accel_train.models.modified_resnet import ModifiedResNet
 from accel_train.models.refinement import Refinement
@@ -59,9 +59,9 @@ class Scorer(nn.Module):
         self.has_heads = section.residual is not None or section.refinement is not None
         feature_width = clip.feature_width
         image_width, pair_width = feature_width, 3 * feature_width
-        self.reads_layers = section.quality_reads == "layers"
-        if self.reads_layers:
-            image_width += _statistics_width(clip, config.data.image_size)
+        self.quality_layers = section.quality_layers
+        if self.quality_layers > 0:
+            image_width += _statistics_width(clip, config.data.image_size, self.quality_layers)
         if section.residual is not None:
             self.similarity_map = SimilarityMap()
         if section.refinement is not None:
@@ -75,7 +75,7 @@ class Scorer(nn.Module):
             )
         self.pair_projection: nn.Linear | None = None
         if config.loss.explanation_weight > 0:
-            self.pair_projection = nn.Linear(2 * feature_width, feature_width)
+            self.pair_projection = nn.Linear(2 * feature_width, feature_width, bias=False)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """quality and consistency, (n,), 0 to 1 in tendency.
@@ -83,7 +83,7 @@ class Scorer(nn.Module):
         The batch is CLIP's, with explanation_ids and explanation_mask (n, L) where explanations are learnt from. Then there
         are pair_features and explanation_features, (n, D) of unit length, and logit_scale (1,) too.
         """
-        found = self.clip(batch, with_tokens=self.refinement is not None, with_statistics=self.reads_layers)
+        found = self.clip(batch, with_tokens=self.refinement is not None, num_layers=self.quality_layers)
         image, text = found["image_features"], found["text_features"]
         scores = self._scores(found, image, text, batch["attention_mask"])
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -107,7 +107,7 @@ class Scorer(nn.Module):
             return ((1 + similarity) / 2).unsqueeze(1).expand(-1, 2)
         both = torch.cat([image, text, image * text], 1)
         base: Tensor = self.similarity_map(similarity)
-        seen = torch.cat([image, found["image_statistics"]], 1) if self.reads_layers else image
+        seen = torch.cat([image, found["image_statistics"]], 1) if self.quality_layers else image
         correction = torch.cat([self.quality_head(seen), self.consistency_head(both)], 1)
         scales = correction.new_tensor([self.residual.scale_quality, self.residual.scale_consistency])
         return base + scales * correction
@@ -127,15 +127,19 @@ def score_head(width: int, hidden: int, dropout: float, *, from_zero: bool) -> n
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), last)
 
 
-def _statistics_width(clip: ContrastiveModel, image_size: int) -> int:
+def _statistics_width(clip: ContrastiveModel, image_size: int, num_layers: int) -> int:
     """Length of image_statistics, from a forward pass of one image."""
     if _pools_out_of_sight(clip, "vision_model"):
-        raise UserError("model.quality_reads: the image tower of this model does not show its layers. Use features.")
+        raise UserError("model.quality_layers: the image tower of this model does not show its layers. Set it to 0.")
     mode = clip.training
     with torch.no_grad():
-        found = clip.eval()({"pixel_values": torch.zeros(1, 3, image_size, image_size)}, with_statistics=True)
+        layers = clip.eval().encode_images(torch.zeros(1, 3, image_size, image_size), with_layers=True).layers
     clip.train(mode)
-    return found["image_statistics"].shape[1]
+    if num_layers > len(layers):
+        raise UserError(
+            f"model.quality_layers is {num_layers}, but the image tower has {len(layers)}, its embeddings included."
+        )
+    return layer_statistics(layers[:num_layers]).shape[1]
 
 
 def _pools_out_of_sight(clip: ContrastiveModel, tower: str) -> bool:

@@ -62,7 +62,7 @@ def test_a_refinement_has_the_size_of_the_guide(file: Path) -> None:
             r"model.refinement.width: 20 is not a multiple of model.refinement.num_heads \(8\)",
         ),
         (["model.residual=null", "model.hidden_quality=7"], "model.hidden_quality: 7 would be ignored"),
-        (["model.residual=null", "model.quality_reads=layers"], "model.quality_reads: 'layers' would be ignored"),
+        (["model.residual=null", "model.quality_layers=2"], "model.quality_layers: 2 would be ignored"),
         (["loss.smooth_l1_beta=0.5"], "loss.smooth_l1_beta: 0.5 would be ignored, since loss.name is mse"),
         (["loss.quality_weight=0", "loss.consistency_weight=0"], "so no score would be learnt"),
         (["data.augmentation.crop_scale=[0.9, 0.8]"], "data.augmentation.crop_scale"),

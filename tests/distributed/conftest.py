@@ -13,11 +13,23 @@ from torch import Tensor
 
 from accel_train.config.contrastive import ClipModelSection, ContrastiveConfig
 from accel_train.config.schema import RunConfig
+from accel_train.data.readers.ratings import RatingColumns
 from accel_train.tasks.contrastive import ContrastiveTask
-from tests.distributed.pairs import write_pairs
+from accel_train.tools.import_ratings import import_ratings
+from tests.distributed.pairs import NUM_PAIRS, write_pairs
 from tests.distributed.ranks import run_ranks
 from tests.distributed.reference import Reference, train_plainly
-from tests.distributed.scenarios import GLOBAL_BATCH, TEACHER, config_of, runs_of_launch
+from tests.distributed.scenarios import (
+    GLOBAL_BATCH,
+    NUM_TEXTS,
+    RATED,
+    TEACHER,
+    TEXTS_FOLDER,
+    config_of,
+    runs_of_launch,
+)
+from tests.labelled import write_dataset as write_labelled
+from tests.rated import write_ratings
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,15 @@ Observed = Callable[[str, int, str], Observation]
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = write_pairs(tmp_path_factory.mktemp("data") / "pairs")
     write_teacher(folder)
+    write_rated(folder)
+    write_labelled(folder / TEXTS_FOLDER, train=NUM_TEXTS)
     return str(folder)
+
+
+def write_rated(dataset: Path) -> None:
+    """Rated images, every second one with an explanation."""
+    source = write_ratings(dataset / "ratings", NUM_PAIRS)
+    import_ratings(str(source), str(dataset / RATED), columns=RatingColumns(), build_tokenizer=110, show_progress=False)
 
 
 def write_teacher(dataset: Path) -> None:

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from accel_train.config.schema import RunConfig
+from accel_train.config.scorer import ScorerConfig
+from accel_train.config.sequence_classification import SequenceClassificationConfig
 from accel_train.data.dataset import Dataset, UnreadableSample
 from accel_train.data.order import Order
+from accel_train.data.padding import join, padding_of
+from accel_train.data.rated_images import open_rated_split
 from accel_train.models.dropout import install_per_sample_dropout
 from accel_train.optim.param_groups import GroupPlan, freeze, plan_groups, set_train_mode
 from accel_train.randomness import forward_randomness, seed_everything
@@ -59,7 +63,12 @@ def train_plainly(config: RunConfig, *, micro_batch_size: int | None = None) -> 
     dataset = task.build_dataset(config.data.train_split)
     data = config.data
     order = Order(
-        len(dataset), data.global_batch_size, seed=config.seed, shuffle=data.shuffle, last_batch=data.last_batch
+        len(dataset),
+        data.global_batch_size,
+        seed=config.seed,
+        shuffle=data.shuffle,
+        last_batch=data.last_batch,
+        buckets=task.buckets(dataset),
     )
     reference = Reference(start=copy_of(parameters))
     for step in range(config.max_steps or 0):
@@ -90,10 +99,10 @@ def readable(dataset: Dataset, rows: list[int], epoch: int) -> Batch:
     samples = []
     for row in rows:
         try:
-            samples.append(dataset.read(row, epoch))
+            samples.append({name: value[None] for name, value in dataset.read(row, epoch).items()})
         except UnreadableSample:
             continue
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    return join(samples, padding_of(dataset))
 
 
 def forward(model: nn.Module, task: Task, config: RunConfig, batch: Batch, step: int, micro_batch_size: int) -> Batch:
@@ -117,6 +126,11 @@ def forward(model: nn.Module, task: Task, config: RunConfig, batch: Batch, step:
 def plain_loss(outputs: Batch, batch: Batch, config: RunConfig) -> Tensor:
     if config.task == toy.NAME:
         return (outputs["values"] - batch["target"])[batch["counts"]].square().mean()
+    if isinstance(config, SequenceClassificationConfig):
+        smoothing, likely = config.loss.label_smoothing, outputs["logits"].log_softmax(1)
+        return -((1 - smoothing) * likely.gather(1, batch["label"][:, None]).mean() + smoothing * likely.mean())
+    if isinstance(config, ScorerConfig):
+        return plain_scorer_loss(outputs, batch, config)
     if config.distillation is not None:
         alone = config.model_copy(update={"distillation": None})
         return plain_loss(outputs, batch, alone) + config.distillation.weight * imitation(outputs, batch)
@@ -130,6 +144,28 @@ def plain_loss(outputs: Batch, batch: Batch, config: RunConfig) -> Tensor:
         return -nn.functional.logsigmoid(signed).sum() / len(logits)
     target = (1 - smoothing) * positive / positive.sum(1, keepdim=True) + smoothing / len(logits)
     return sum(-(target * side.log_softmax(1)).sum() for side in (logits, logits.T)) / (2 * len(logits))
+
+
+def plain_scorer_loss(outputs: Batch, batch: Batch, config: ScorerConfig) -> Tensor:
+    """Half of each rating's loss, and a tenth of the cross-entropy between pairs and explanations where there are any."""
+    means = open_rated_split(config.data.path, "train").means
+    loss = torch.zeros(())
+    for name in ("quality", "consistency"):
+        e = config.loss.label_smoothing
+        distance = (outputs[name] - (1 - e) * batch[name] - e * means[name]).abs()
+        if config.loss.name == "mse":
+            loss = loss + 0.5 * distance.square().mean()
+        else:
+            loss = loss + 0.5 * torch.where(distance < 0.1, distance.square() / 0.2, distance - 0.05).mean()
+    if config.loss.explanation_weight == 0:
+        return loss
+    has, key = batch["has_explanation"], batch["explanation_key"]
+    assert 1 < has.sum() < len(has)
+    logits = outputs["pair_features"][has] @ outputs["explanation_features"][has].T * outputs["logit_scale"]
+    same = (key[has][:, None] == key[has][None, :]).float()
+    target = same / same.sum(1, keepdim=True)
+    both = sum(-(target * side.log_softmax(1)).sum() for side in (logits, logits.T)) / (2 * len(logits))
+    return loss + 0.1 * both
 
 
 def imitation(outputs: Batch, batch: Batch) -> Tensor:

@@ -11,6 +11,16 @@ from accel_train.config.schema import RunConfig
 from accel_train.config.tasks import config_class
 from tests.distributed import toy
 
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` put in, section by section; another model type replaces the whole section."""
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and "type" not in value
+        merged[key] = _merged(base[key], value) if nested else value
+    return merged
+
+
 GLOBAL_BATCH = 16
 TEACHER = "teacher"
 """Folder of a model beside the dataset's splits."""
@@ -53,6 +63,26 @@ CONTRASTIVE: dict[str, Any] = {
     "data": {"tokenizer": "dataset:tokenizer", "max_text_length": 8, "image_size": 16},
     "optimizer": {"towers": [IMAGE, TEXT, *REST]},
 }
+TEXTS_FOLDER = "texts"
+"""Where, in the dataset's folder, the one for the task `sequence_classification` lies."""
+NUM_TEXTS = 70
+TEXTS: dict[str, Any] = {
+    "task": "sequence_classification",
+    "model": {
+        "architecture": "llama",
+        "config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.1,
+        },
+    },
+    "data": {"tokenizer": "dataset:tokenizer", "max_text_length": 12, "length_window": 2, "last_batch": "keep"},
+    "loss": {"label_smoothing": 0.1},
+    "optimizer": {"towers": [{"name": "decoder", "layers": "llama", "lr": 0.1, "layer_decay": 0.7}]},
+}
 CLIP = {"type": "clip", "size": "tiny", "config": {"text_config": {"vocab_size": 110, "eos_token_id": 3}}}
 SIGLIP = {"type": "siglip", "size": "tiny", "temperature": 0.2, "config": {"text_config": {"vocab_size": 110}}}
 DUAL_ENCODER = {
@@ -70,6 +100,28 @@ DUAL_TOWERS = [
 TOKENS = {
     "task": toy.NAME,
     "optimizer": {"towers": [{"name": "all", "layers": [r"^layers\.", r"^head\."], "lr": 0.1, "layer_decay": 0.5}]},
+}
+RATED = "rated"
+"""Where, in the dataset's folder, the one for the task `scorer` lies."""
+SCORER_TOWERS = [
+    IMAGE,
+    TEXT,
+    {"name": "temperature", "layers": [r"logit_scale$"], "lr": 0.05},
+    {"name": "heads", "layers": ["."], "lr": 0.1},
+]
+SCORER: dict[str, Any] = {
+    "task": "scorer",
+    "model": {"clip": CONTRASTIVE["model"] | {"temperature": 0.2}, "dropout": 0.0, "hidden_quality": 16, "hidden_consistency": 16},
+    "data": CONTRASTIVE["data"],
+}
+SCORED = {
+    "model": {"quality_layers": 2},
+    "optimizer": {"towers": SCORER_TOWERS},
+}
+SCORED_APART = {
+    "model": {"residual": None, "refinement": {"num_layers": 2, "num_heads": 2, "width": 16}},
+    "loss": {"explanation_weight": 0.0, "name": "smooth_l1", "label_smoothing": 0.1},
+    "optimizer": {"towers": SCORER_TOWERS},
 }
 
 WARM = {"model": {"temperature": 0.2}}
@@ -108,6 +160,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "last_batch": {"data": {"last_batch": "keep"}},
     "unreadable": {"data": {"train_split": "damaged", "max_unreadable_samples": 100}},
     "tokens": TOKENS,
+    # Batches of texts of like length, padded otherwise under every split; the last one is smaller.
+    "texts": TEXTS,
+    "texts_keyed_dropout": _merged(TEXTS, KEYED | {"model": {"config": {"attention_dropout": 0.2}}}),
+    # Quality and consistency: compared over the whole batch with explanations, adding up without them.
+    "scored": _merged(SCORER, SCORED),
+    "scored_apart": _merged(SCORER, SCORED_APART),
     # Nothing of the image side trains, its projection included.
     "frozen_image": {
         "optimizer": {
@@ -191,17 +249,12 @@ def config_of(scenario: str, *, dataset: str, run_dir: str, engine: str, micro_b
         "data": {"path": dataset, "micro_batch_size": micro_batch_size},
     }
     changes = SCENARIOS[scenario]
+    if changes.get("task") == "sequence_classification":
+        place["data"]["path"] = str(Path(dataset) / TEXTS_FOLDER)
+    if changes.get("task") == "scorer":
+        place["data"]["path"] = str(Path(dataset) / RATED)
     if "distillation" in changes:
         place["distillation"] = {"teacher": str(Path(dataset) / TEACHER)}
     base = ANY_TASK if "task" in changes else _merged(ANY_TASK, CONTRASTIVE)
     values = _merged(_merged(base, changes), place)
     return config_class(values).model_validate(values)
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` put in, section by section; another model type replaces the whole section."""
-    merged = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and "type" not in value
-        merged[key] = _merged(base[key], value) if nested else value
-    return merged

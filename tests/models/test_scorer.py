@@ -17,7 +17,7 @@ from accel_train.models.scorer import Scorer, build_scorer
 REFINED: dict[str, Any] = {"residual": None, "refinement": {"num_layers": 2, "num_heads": 2, "width": 16}}
 HEADS: dict[str, dict[str, Any]] = {
     "residual": {},
-    "layers": {"quality_reads": "layers"},
+    "layers": {"quality_layers": 2},
     "refinement": REFINED,
     "neither": {"residual": None},
 }
@@ -155,14 +155,21 @@ def test_refinement_reads_two_tokens_of_its_own(scorer: Make, batch: dict[str, T
     assert not torch.allclose(quality, consistency)
 
 
-def test_statistics_are_mean_and_deviation_of_each_layer() -> None:
+def test_statistics_of_layers() -> None:
     maps, tokens = torch.randn(2, 5, 3, 4), torch.randn(2, 7, 6)
     found = layer_statistics([maps, tokens])
+    down, right = (maps[:, :, 1:] - maps[:, :, :-1]).abs(), (maps[..., 1:] - maps[..., :-1]).abs()
     parts = [
         maps.mean((2, 3)),
         maps.flatten(2).std(2, correction=0),
+        maps.amin((2, 3)),
+        maps.amax((2, 3)),
+        (down.sum((2, 3)) + right.sum((2, 3))) / (2 * 4 + 3 * 3),
         tokens.mean(1),
         tokens.std(1, correction=0),
+        tokens.min(1).values,
+        tokens.max(1).values,
+        (tokens[:, 1:] - tokens[:, :-1]).abs().mean(1),
     ]
     wanted = torch.cat([layer_norm(part, part.shape[1:]) for part in parts], 1)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
@@ -178,11 +185,11 @@ def test_statistics_of_a_constant_image_have_a_gradient() -> None:
 def test_a_tower_that_pools_out_of_sight_is_refused(scorer: Make, tiny: dict[str, Any], heads: str) -> None:
     own = {"type": "chinese_clip", "size": "tiny_resnet", "batch_norm": "frozen"}
     tiny = tiny | {"resnet_clip": own | {"config": {"text_config": {"vocab_size": 100}}}}
-    with pytest.raises(UserError, match="model.quality_reads" if heads == "layers" else "model.refinement"):
+    with pytest.raises(UserError, match="model.quality_layers" if heads == "layers" else "model.refinement"):
         scorer(clip=tiny["resnet_clip"], **HEADS[heads])
 
 
 def test_on_the_meta_device_it_has_shapes_alone(scorer: Make) -> None:
     with torch.device("meta"):
-        model = scorer("vit", quality_reads="layers")
+        model = scorer("vit", quality_layers=2)
     assert all(parameter.is_meta for parameter in model.parameters())
