@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import ChineseCLIPConfig, PretrainedConfig
 
 from accel_train.models.chinese_clip_resnet import ChineseCLIPResNetConfig
+from accel_train.models.cn_clip_config import described_beside
 from accel_train.models.modified_resnet import REDUCTION, fill_resnet_heads
 from accel_train.models.name_map import Renamed, clip_vision, pairs, split_pairs, to_ours
 from accel_train.models.overrides import make_config
@@ -131,6 +132,8 @@ def architecture(weights: Mapping[str, Tensor], changes: dict[str, Any], source:
         "text_config": _bert_settings(shapes),
         "projection_dim": shapes.size("text_projection", 1),
     }
+    described = described_beside(source, found["vision_config"], found["text_config"])
+    changes = changes | {tower: told | changes.get(tower, {}) for tower, told in described.items()}
     settings = apply_changes(found, changes, config_class(), source)
     if is_resnet:
         fill_resnet_heads(settings["vision_config"])
