@@ -26,7 +26,9 @@ def import_ratings(argv: list[str]) -> None:
     for part, text in PARTS.items():
         parser.add_argument(f"--{part}-column", metavar="NAME", help=text)
     parser.add_argument("--rating-range", type=float, nargs=2, metavar=("MIN", "MAX"), help="scale of both ratings")
-    parser.add_argument("--valid-share", type=float, metavar="SHARE", help="take this share of the groups for validation")
+    parser.add_argument(
+        "--valid-share", type=float, metavar="SHARE", help="take this share of the groups for validation"
+    )
     parser.add_argument("--build-tokenizer", type=int, metavar="N", help="make a tokenizer of N tokens from the texts")
     arguments = parser.parse_args(argv)
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.config.schema import RunConfig
+from accel_train.config.scorer import ScorerConfig
 from accel_train.config.sequence_classification import SequenceClassificationConfig
 
 BUILT_IN: dict[str, type[RunConfig]] = {
     "contrastive": ContrastiveConfig,
+    "scorer": ScorerConfig,
     "sequence_classification": SequenceClassificationConfig,
 }
 DEFAULT = "contrastive"

@@ -62,9 +62,7 @@ class ScorerTask(Task):
 
     def build_dataset(self, split: str) -> Dataset:
         with_explanations = self.compares_whole_batch
-        dataset = RatedImageDataset(
-            self.config.data, split, seed=self.config.seed, with_explanations=with_explanations
-        )
+        dataset = RatedImageDataset(self.config.data, split, seed=self.config.seed, with_explanations=with_explanations)
         if with_explanations and dataset.split.num_explanations == 0:
             raise UserError(
                 f"loss.explanation_weight is {self.config.loss.explanation_weight:g}, but the split {split} of "

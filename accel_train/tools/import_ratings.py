@@ -62,7 +62,9 @@ def import_ratings(
     check_options(valid_share, build_tokenizer, max_bad_records)
     files = _chosen_splits(find_tables(Path(source), format), source, splits, valid_share)
     if columns.group is not None and valid_share is None:
-        raise UserError("--group-column says what --valid-share keeps together, and that is not given. Give both or neither.")
+        raise UserError(
+            "--group-column says what --valid-share keeps together, and that is not given. Give both or neither."
+        )
     if rating_range is not None and not rating_range[0] < rating_range[1]:
         raise UserError(f"--rating-range is {rating_range[0]:g} {rating_range[1]:g}; the smallest rating comes first.")
     bad = BadRecords()
@@ -77,7 +79,9 @@ def import_ratings(
         bad.refuse_beyond(max_bad_records, source)
         for split in [*files, *([VALID_SPLIT] if valid_share is not None else [])]:
             if not any(sample[0] == split for sample in rated.samples):
-                raise UserError(f"{source}: the split {split} has no rated image. Use another share, or repair the source.")
+                raise UserError(
+                    f"{source}: the split {split} has no rated image. Use another share, or repair the source."
+                )
         described = rated.finish(ranges)
         vocabulary = _vocabulary(rated, build_tokenizer)
         if vocabulary is not None:
