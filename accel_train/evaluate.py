@@ -10,6 +10,7 @@ from accel_train.config.schema import RunConfig
 from accel_train.data.loader import evaluation_batches
 from accel_train.engine.engine import Engine
 from accel_train.optim.param_groups import set_train_mode
+from accel_train.tasks.contract import check_predictions, check_scores
 from accel_train.tasks.task import Task
 
 
@@ -43,12 +44,19 @@ def evaluate(engine: Engine, task: Task, split: str, config: RunConfig) -> Evalu
         while (batch := engine.together(partial(next, batches, None))) is not None:
             batch = task.add_to_batch(engine.to_device(batch))
             rows = batch.pop("row")
-            found = {**task.predictions(engine.model(batch), batch), "row": rows}
-            _keep(engine, found, kept)
+            found = task.predictions(engine.model(batch), batch)
+            check_predictions(task, found, len(rows))
+            _keep(engine, {**found, "row": rows}, kept)
     set_train_mode(bare)
     predictions = {name: torch.cat(pieces) for name, pieces in kept.items()}
-    scores = engine.together(lambda: task.scores(predictions, split) if engine.is_main else {})
+    scores = engine.together(lambda: _scores(task, predictions, split) if engine.is_main else {})
     return Evaluation(engine.gather_objects(scores)[0], predictions)
+
+
+def _scores(task: Task, predictions: dict[str, Tensor], split: str) -> dict[str, float]:
+    scores = task.scores(predictions, split)
+    check_scores(task, scores)
+    return scores
 
 
 def _keep(engine: Engine, found: dict[str, Tensor], kept: dict[str, list[Tensor]]) -> None:

@@ -27,6 +27,7 @@ from accel_train.run import Run
 from accel_train.run_log import METRICS_FILE, RunLog
 from accel_train.signals import StopRequest
 from accel_train.tasks.build import build_task
+from accel_train.tasks.contract import check_dataset
 from accel_train.tasks.task import Task
 
 FIRST_LOSS_SCALE = 2.0**16
@@ -123,6 +124,7 @@ def build_model(config: RunConfig) -> tuple[Task, nn.Module]:
 def build_data(config: RunConfig, task: Task, world_size: int) -> tuple[Dataset, Order]:
     """Training data and its order; opens the validation split too, so that it fails here if it does."""
     dataset = task.build_dataset(config.data.train_split)
+    check_dataset(task, dataset, config.data.train_split)
     if config.data.valid_split is not None:
         task.evaluation_sets(config.data.valid_split)
     check_last_batch(config, len(dataset), world_size)

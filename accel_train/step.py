@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from accel_train.engine.engine import Engine
+from accel_train.tasks.contract import check_gathered, losses_of
 from accel_train.tasks.task import Batch, Task
 
 Draw = Callable[[int], AbstractContextManager[None]]
@@ -47,7 +48,7 @@ def summed(engine: Engine, task: Task, micro_batches: list[Batch], draw: Draw) -
         engine.set_sync(last=j == len(micro_batches) - 1)
         with draw(j):
             outputs = engine.model(batch)
-            losses = task.losses(outputs, batch)
+            losses = losses_of(task, outputs, batch, batch)
             engine.backward(_sum(losses) * shares[j])
         for name, value in losses.items():
             logged[name] = logged.get(name, 0) + value.detach() * shares[j]
@@ -68,11 +69,12 @@ def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[
         with draw(j), torch.set_grad_enabled(j == num - 1):
             pieces.append(engine.model(batch))
     kept = pieces[-1]
+    check_gathered(task, kept, micro_batches[-1])
     learnt = [name for name, value in kept.items() if value.requires_grad]
 
     gathered = _gather(engine, task, pieces, counts)
     leaves = {name: value.requires_grad_(name in learnt) for name, value in gathered.items()}
-    losses = task.losses(leaves, _loss_batch(engine, task, micro_batches, counts, mine))
+    losses = losses_of(task, leaves, _loss_batch(engine, task, micro_batches, counts, mine), micro_batches[-1])
     found = torch.autograd.grad(_sum(losses), [leaves[name] for name in learnt])
     gradients = dict(zip(learnt, found, strict=True))
     losses = {name: value.detach() for name, value in losses.items()}

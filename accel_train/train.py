@@ -197,11 +197,13 @@ def refuse_nonfinite(run: Run, losses: StepLosses, norms: Tensor) -> None:
         if not torch.isfinite(norm)
     ]
     values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.losses.items())
+    remedy = "lower the learning rate or clip (optimizer.max_grad_norm), and start the same command again."
+    if run.state.step == 0 and not all(torch.isfinite(value) for value in losses.losses.values()):
+        remedy = "this is the first step, so no rate is to blame: look at the data and at how the loss is computed."
     raise CheckFailed(
         f"step {run.state.step}: the gradient of {len(names)} of {len(norms)} groups is not finite "
         f"({', '.join(names[:4])}); losses: {values}. No weight was changed by this step, and the last checkpoint, "
-        "if there is one, is good: lower the learning rate or clip (optimizer.max_grad_norm), and start the same "
-        "command again."
+        f"if there is one, is good: {remedy}"
     )
 
 

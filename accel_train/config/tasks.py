@@ -28,8 +28,10 @@ def config_class(values: dict[str, Any]) -> type[RunConfig]:
         if name in BUILT_IN:
             return BUILT_IN[name]
         if OWN_CLASS.fullmatch(name):
-            found: type[RunConfig] = own_class(name).config_class
-            return found
+            found = own_class(name).config_class
+            if isinstance(found, type) and issubclass(found, RunConfig):
+                return found
+            raise ValueError(f"task: {name}: its config_class is {found!r}; it must be RunConfig or a subclass of it.")
     near = difflib.get_close_matches(str(name), BUILT_IN, n=1)
     hint = f" Nearest: {near[0]}." if near else ""
     raise ValueError(
@@ -44,6 +46,13 @@ def own_class(name: str) -> Any:
         sys.path.insert(0, here)
     try:
         found = vars(importlib.import_module(module)).get(attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"task: {name}: the module {module} can't be imported ({error}).") from error
+        raise ValueError(
+            f"task: {name}: there is no module {error.name}, neither installed nor in {here}. Start the command in the "
+            "folder that holds it, or add that folder to PYTHONPATH."
+        ) from error
     except Exception as error:  # a user's module can fail in any way while it is imported
         raise ValueError(f"task: {name}: the module {module} can't be imported ({error!r}).") from error
     if not isinstance(found, type) or "config_class" not in dir(found):

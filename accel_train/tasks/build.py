@@ -27,6 +27,8 @@ def task_class(name: str) -> type[Task]:
         raise UserError(str(error)) from error
     if not issubclass(found, Task):
         raise UserError(f"task: {name} is no subclass of accel_train.tasks.task.Task.")
+    if missing := sorted(found.__abstractmethods__):
+        raise UserError(f"task: {name} lacks {', '.join(missing)}, which every task defines; see docs/add_a_task.md.")
     return found
 
 

@@ -43,7 +43,7 @@ def test_a_class_in_the_folder_one_works_in(tmp_path: Path, monkeypatch: pytest.
     [
         ("scorers", "it must be one of contrastive"),
         (3, "found 3"),
-        ("nowhere.to_be_found:Task", "can't be imported"),
+        ("nowhere.to_be_found:Task", "there is no module nowhere, neither installed nor in"),
         ("json:Task", "json has no task class Task"),
         ("json:JSONDecoder", "json has no task class JSONDecoder"),
     ],
