@@ -33,6 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "convnext": transformers.ConvNextConfig(),
         "bert": transformers.BertConfig(vocab_size=21128),
         "chinese_clip": transformers.ChineseCLIPConfig(**size),
+        "llama": transformers.LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2),
     }
     for name, configuration in configurations.items():
         configuration.save_pretrained(root / name)
@@ -59,6 +60,7 @@ def test_every_configuration_can_be_planned(path: str, folders: dict[str, str], 
             f"model.image.pretrained={folders['convnext']}",
             f"model.text.pretrained={folders['bert']}",
         ],
+        "sequence_classification.yaml": [f"model.pretrained={folders['llama']}", "data.tokenizer=dataset:tokenizer"],
     }
     found = planned(str(CONFIGS / path), *data_for(CONFIGS / path, tmp_path), *changes.get(path, []))
     assert found["total_steps"] == found["steps_per_epoch"] * load_config(CONFIGS / path).num_epochs > 0
