@@ -21,7 +21,7 @@ CASES = [
     for run in runs_of(engine, world_size)
     if run.partition("@")[0] in INVARIANT
 ]
-WITH_TEMPERATURE = [case for case in CASES if "tokens" not in str(case.id) and "scored_apart" not in str(case.id)]
+NO_TEMPERATURE = ("tokens", "texts", "scored_apart")
 Trained = Callable[..., Reference]
 
 
