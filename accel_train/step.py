@@ -38,21 +38,34 @@ def forward_backward(
 
 
 def summed(engine: Engine, task: Task, micro_batches: list[Batch], draw: Draw) -> StepLosses:
-    """Each micro-batch's mean loss, weighted by its share of the targets of the global batch."""
+    """Each micro-batch's mean loss, weighted by its share of the targets of the global batch.
+
+    A micro-batch without targets has no mean loss. It still takes its forward and backward pass, for the collectives in
+    them, with a gradient of zero.
+    """
     targets = torch.stack([task.num_targets(batch) for batch in micro_batches]).to(engine.device, torch.float64)
     total = engine.sum_(targets.sum())
-    shares = (targets / total).float()
+    shares = (targets / total.clamp(min=torch.finfo(torch.float64).tiny)).float()
+    empty = (targets == 0).tolist()
     logged: dict[str, Tensor] = {}
     outputs: Batch = {}
     for j, batch in enumerate(micro_batches):
         engine.set_sync(last=j == len(micro_batches) - 1)
         with draw(j):
             outputs = engine.model(batch)
-            losses = losses_of(task, outputs, batch, batch)
+            losses = _no_losses(task, outputs, batch) if empty[j] else losses_of(task, outputs, batch, batch)
             engine.backward(_sum(losses) * shares[j])
         for name, value in losses.items():
             logged[name] = logged.get(name, 0) + value.detach() * shares[j]
     return StepLosses({name: engine.sum_(value) for name, value in logged.items()}, outputs)
+
+
+def _no_losses(task: Task, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
+    """Zeros under the names of the task's losses, which hang on the graph of all outputs and have a gradient of zero."""
+    with torch.no_grad():
+        names = list(task.losses({name: value.detach() for name, value in outputs.items()}, batch))
+    nothing = torch.stack([value[:0].sum() for value in outputs.values() if value.requires_grad]).sum()
+    return dict.fromkeys(names, nothing / len(names))
 
 
 def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], draw: Draw) -> StepLosses:

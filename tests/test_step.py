@@ -291,3 +291,20 @@ def test_the_similarity_matrix_exists_by_chunks(chunk_size: int, monkeypatch: py
     contrastive.info_nce(features[0], features[1], torch.tensor([5.0]), chunk_size=chunk_size)
     assert max(rows for rows, _ in shapes) == min(chunk_size, NUM_ROWS)
     assert sum(rows for rows, _ in shapes) == 2 * NUM_ROWS
+
+
+@pytest.mark.parametrize("weights", [[0.0] * 3 + [1.0] * 7, [1.0] * 4 + [0.0] * 6, [0.0] * 10])
+def test_a_micro_batch_without_targets_changes_nothing(weights: list[float], steps: MakeSteps, batch: Batch) -> None:
+    """Its mean loss is 0 / 0, and so is the gradient of that."""
+    batch["weight"] = torch.tensor(weights)
+    running = steps(RowTask)
+    running.model.eval()
+    losses, gradients = running.take(batch, [3, 1, 3, 3], no_draws)
+    num_targets = batch["weight"].sum().clamp(min=1)
+    outputs = running.model(batch)
+    error = (outputs["left_features"] - outputs["right_features"]).square().sum(1) * outputs["logit_scale"]
+    loss = (error * batch["weight"]).sum() / num_targets
+    loss.backward()
+    assert losses.losses["error"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in running.model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-5, atol=1e-6)

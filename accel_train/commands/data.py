@@ -6,12 +6,15 @@ from collections.abc import Callable
 from accel_train.commands.arguments import make_parser, positive
 from accel_train.commands.import_pairs import import_pairs
 from accel_train.commands.import_ratings import import_ratings
+from accel_train.commands.import_speech import import_speech
 from accel_train.commands.import_texts import import_texts
 from accel_train.config.tasks import DEFAULT
 from accel_train.errors import UserError
 
 IMPORTS: dict[str, Callable[[list[str]], None]] = {
     "contrastive": import_pairs,
+    "multimodal_alignment": import_speech,
+    "multimodal_llm": import_speech,
     "scorer": import_ratings,
     "sequence_classification": import_texts,
 }

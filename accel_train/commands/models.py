@@ -108,11 +108,20 @@ def export(argv: list[str]) -> None:
         default="hugging_face",
         help="cn_clip: one .pt file that the original Chinese-CLIP trainer reads",
     )
+    parser.add_argument(
+        "--lora", choices=("merged", "adapter"), help="adapters merged into the decoder (default), or alone, for peft"
+    )
     arguments = parser.parse_args(argv)
 
     from accel_train.tools.export import export as run
 
-    run(arguments.run, arguments.output, checkpoint=arguments.checkpoint, format=arguments.format)
+    run(
+        arguments.run,
+        arguments.output,
+        checkpoint=arguments.checkpoint,
+        format=arguments.format,
+        lora=arguments.lora,
+    )
 
 
 def _add_source(parser: Parser) -> None:

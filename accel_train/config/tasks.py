@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from accel_train.config.contrastive import ContrastiveConfig
+from accel_train.config.multimodal_alignment import MultimodalAlignmentConfig
+from accel_train.config.multimodal_llm import MultimodalLlmConfig
 from accel_train.config.schema import RunConfig
 from accel_train.config.scorer import ScorerConfig
 from accel_train.config.sequence_classification import SequenceClassificationConfig
 
 BUILT_IN: dict[str, type[RunConfig]] = {
     "contrastive": ContrastiveConfig,
+    "multimodal_alignment": MultimodalAlignmentConfig,
+    "multimodal_llm": MultimodalLlmConfig,
     "scorer": ScorerConfig,
     "sequence_classification": SequenceClassificationConfig,
 }

@@ -6,12 +6,16 @@ from accel_train.config.schema import RunConfig
 from accel_train.config.tasks import own_class
 from accel_train.errors import UserError
 from accel_train.tasks.contrastive import ContrastiveTask
+from accel_train.tasks.multimodal_alignment import MultimodalAlignmentTask
+from accel_train.tasks.multimodal_llm import MultimodalLlmTask
 from accel_train.tasks.scorer import ScorerTask
 from accel_train.tasks.sequence_classification import SequenceClassificationTask
 from accel_train.tasks.task import Task
 
 TASKS: dict[str, type[Task]] = {
     "contrastive": ContrastiveTask,
+    "multimodal_alignment": MultimodalAlignmentTask,
+    "multimodal_llm": MultimodalLlmTask,
     "scorer": ScorerTask,
     "sequence_classification": SequenceClassificationTask,
 }

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from accel_train.config.load import dump_config
+from accel_train.config.multimodal_llm import MultimodalLlmConfig
 from accel_train.errors import UserError
 from accel_train.models.cn_clip_files import write_cn_clip
+from accel_train.tasks.multimodal_llm import MultimodalLlmTask
 from accel_train.tools.trained import EXPORT_CONFIG, Trained, open_config, open_trained
 
 
@@ -16,10 +18,12 @@ def export(
     *,
     checkpoint: str | None,
     format: Literal["hugging_face", "cn_clip"] = "hugging_face",
+    lora: Literal["merged", "adapter"] | None = None,
 ) -> None:
     """Writes aside and renames, so that a failed export leaves nothing.
 
-    `output` is a folder, or for cn_clip a .pt file. Raises UserError if it exists, and for a model that has no such format.
+    `output` is a folder, or for cn_clip a .pt file. Adapters of a language model are merged into it, or with `lora` adapter
+    written alone. Raises UserError if `output` exists, and for a model that has no such format.
     """
     target = Path(output)
     if target.exists():
@@ -27,11 +31,13 @@ def export(
     if format == "cn_clip" and target.suffix != ".pt":
         raise UserError(f"{output} does not end in .pt, but --format cn_clip writes one file. Choose another name.")
     trained = open_trained(run, open_config(run, []), checkpoint=checkpoint)
+    if lora is not None:
+        _check_lora(trained)
     if format == "cn_clip":
         # The original counts epochs of its own data, so its --resume begins at the first one.
         write_cn_clip(trained.model, output, epoch=0, step=trained.step or 0, name=Path(run).name)
     else:
-        _write_folder(trained, target)
+        _write_folder(trained, target, lora)
     print(f"{trained.source} → {target}")
     for file in [target, *sorted(target.rglob("*"))]:
         if file.is_file():
@@ -39,13 +45,23 @@ def export(
             print(f"  {name}  {file.stat().st_size / 2**20:.2f} MiB")
 
 
-def _write_folder(trained: Trained, target: Path) -> None:
+def _write_folder(trained: Trained, target: Path, lora: Literal["merged", "adapter"] | None) -> None:
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        trained.task.export(trained.model, str(aside))
-        (aside / EXPORT_CONFIG).write_text(dump_config(trained.config), encoding="utf-8")
+        if lora == "adapter":
+            assert isinstance(trained.task, MultimodalLlmTask)
+            trained.task.export_adapter(trained.model, str(aside))
+        else:
+            trained.task.export(trained.model, str(aside))
+            (aside / EXPORT_CONFIG).write_text(dump_config(trained.config), encoding="utf-8")
         aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_lora(trained: Trained) -> None:
+    config = trained.config
+    if not isinstance(config, MultimodalLlmConfig) or config.model.lora is None:
+        raise UserError(f"--lora: the model of {trained.source} has no adapters. Leave it out.")

@@ -97,16 +97,16 @@ def as_base64(name: str, value: str | bytes) -> bytes:
     return decoded
 
 
-def read_inside(root: Path, name: str) -> bytes:
+def read_inside(root: Path, name: str, kind: str = "image") -> bytes:
     """The file `name` under `root`; a path that leads out of it is refused."""
     base = os.path.abspath(root)
     path = Path(os.path.normpath(os.path.join(base, name)))
     if CONTROL_CHARACTERS.search(name) or not path.is_relative_to(base):
-        raise BadValue(f"the image path {_shown(name)} leads out of {root}")
+        raise BadValue(f"the {kind} path {_shown(name)} leads out of {root}")
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadValue(f"the image file {name} can't be read ({error.strerror})") from error
+        raise BadValue(f"the {kind} file {name} can't be read ({error.strerror})") from error
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, str | None]]:
