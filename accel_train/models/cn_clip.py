@@ -127,7 +127,7 @@ def architecture(weights: Mapping[str, Tensor], changes: dict[str, Any], source:
     shapes = Shapes(weights, source)
     is_resnet = "visual.attnpool.positional_embedding" in weights
     config_class = ChineseCLIPResNetConfig if is_resnet else ChineseCLIPConfig
-    found = {
+    found: dict[str, Any] = {
         "vision_config": _resnet_settings(shapes) if is_resnet else vit_settings(shapes),
         "text_config": _bert_settings(shapes),
         "projection_dim": shapes.size("text_projection", 1),
