@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from accel_train.data.readers.ratings import RatingColumns
+from accel_train.tools.import_ratings import import_ratings
+
 COLOURS = {"红色": (200, 30, 30), "绿色": (30, 180, 60), "蓝色": (40, 60, 210), "黄色": (220, 200, 40)}
 MOST_BLUR = 4.0
 
@@ -40,4 +43,19 @@ def write_ratings(folder: Path, num_rows: int = 24, *, every_explained: int = 2,
             explanation = f"blur {blur:.0f}" if index % every_explained == 0 else ""
             consistency = 4.5 if shown == told else 1.5
             table.writerow([f"{index:03d}.png", told, f"{quality:.3f}", consistency, explanation])
+    return folder
+
+
+def write_dataset(folder: Path, num_rows: int = 60) -> Path:
+    """An imported dataset with the splits train and valid, and a tokenizer."""
+    source = write_ratings(folder.with_name(f"{folder.name}_source"), num_rows)
+    import_ratings(
+        str(source),
+        str(folder),
+        columns=RatingColumns(),
+        valid_share=0.25,
+        rating_range=(1.0, 5.0),
+        build_tokenizer=60,
+        show_progress=False,
+    )
     return folder

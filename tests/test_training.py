@@ -12,7 +12,7 @@ SMALL = [ROOT / "configs" / "quickstart.yaml", *sorted((ROOT / "configs" / "smal
 SHORT = ["num_epochs=null", "data.num_workers=0", "data.global_batch_size=8", "data.micro_batch_size=4"]
 NO_EVALUATION = ["evaluation.at_start=false", "evaluation.evaluate_every=null"]
 
-FIRST_SCORE = {"sequence_classification": "accuracy"}
+FIRST_SCORE = {"scorer": "loss", "sequence_classification": "accuracy"}
 
 pytestmark = pytest.mark.slow
 

@@ -45,9 +45,9 @@ class ScorerModel(Section):
     """At most one of `residual` and `refinement`. Neither: both scores are CLIP's similarity, (1 + cosine) / 2."""
     refinement: RefinementSection | None = None
     quality_layers: Annotated[int, Field(ge=0)] = 0
-    """How many layers of the image tower, from the input and with its embeddings as one, the quality head of `residual` reads
-    beside CLIP's image features. It reads how their channels are spread over the image: sharpness and noise show in low layers,
-    and features made for retrieval hardly hold them."""
+    """How many layers of the image tower, from the input and with its embeddings as one, the quality head of `residual`
+    reads beside CLIP's image features. It reads how their channels are spread over the image: sharpness and noise show in
+    low layers, and features made for retrieval hardly hold them."""
     hidden_quality: Annotated[int, Field(ge=1)] = 128
     """Width of the hidden layer before the quality score."""
     hidden_consistency: Annotated[int, Field(ge=1)] = 256

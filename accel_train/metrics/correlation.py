@@ -24,8 +24,8 @@ def spearman(x: Tensor, y: Tensor) -> float:
 
 
 def kendall(x: Tensor, y: Tensor) -> float:
-    """Tau-b: (P - Q) / sqrt((n0 - n1) (n0 - n2)) with P concordant and Q discordant pairs, n0 = n (n - 1) / 2, and n1, n2 the
-    pairs tied in x and in y (Kendall 1945). O(n log^2 n): discordant pairs are inversions after sorting (Knight 1966).
+    """Tau-b: (P - Q) / sqrt((n0 - n1) (n0 - n2)) with P concordant and Q discordant pairs, n0 = n (n - 1) / 2, and n1, n2
+    the pairs tied in x and in y (Kendall 1945). O(n log^2 n): discordant pairs are inversions after sorting (Knight 1966).
     """
     _check(x, y)
     if _is_constant(x) or _is_constant(y):
@@ -65,7 +65,9 @@ def count_inversions(values: Tensor) -> int:
 
 def _check(x: Tensor, y: Tensor) -> None:
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
-        raise ValueError(f"need two equally long rows of at least 2 values, found {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(
+            f"need two equally long rows of at least 2 values, found {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     if not (x.isfinite().all() and y.isfinite().all()):
         raise ValueError("values hold NaN or infinite ones")
 

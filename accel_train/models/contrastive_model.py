@@ -3,7 +3,6 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,9 +92,7 @@ class ContrastiveModel(nn.Module):
         if self.teacher_projection.weight.device.type != "meta":
             nn.init.orthogonal_(self.teacher_projection.weight)
 
-    def forward(
-        self, batch: dict[str, Tensor], *, with_tokens: bool = False, num_layers: int = 0
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], *, with_tokens: bool = False, num_layers: int = 0) -> dict[str, Tensor]:
         """Features of the towers whose inputs are in the batch, L2-normalised in fp32, with logit_scale (and logit_bias).
 
         pixel_values: (n, 3, S, S), uint8 as loaded, or floats that are normalised already. input_ids, attention_mask:
@@ -145,9 +142,9 @@ def clamped_exp(log_scale: Tensor, largest: float | None) -> Tensor:
 def layer_statistics(layers: Sequence[Tensor]) -> Tensor:
     """How each layer's channels are spread over an image: five values for each of its W channels, (n, all 5W).
 
-    Mean, standard deviation, smallest and largest over the places, and the mean difference of neighbouring places; each of them
-    made of mean 0 and variance 1 over the channels. Blur, noise and compression change these more than they change what is
-    shown. A layer is (n, W, height, width), or (n, T, W) with its places in one row.
+    Mean, standard deviation, smallest and largest over the places, and the mean difference of neighbouring places. Each of
+    them is made of mean 0 and variance 1 over the channels. Blur, noise and compression change these more than they change
+    what is shown. A layer is (n, W, height, width), or (n, T, W) with its places in one row.
     """
     parts: list[Tensor] = []
     for layer in layers:

@@ -72,10 +72,8 @@ class DualEncoder(ContrastiveModel):
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
         output = self.text_model(input_ids=input_ids, attention_mask=attention_mask)
         tokens: Tensor = output.last_hidden_state
-        if self.text_pooling.kind == "pooler":
-            vector = output.pooler_output
-        else:
-            vector = self.text_pooling(tokens, attention_mask)
+        pooled = self.text_pooling.kind == "pooler"
+        vector = output.pooler_output if pooled else self.text_pooling(tokens, attention_mask)
         return Encoded(self.text_projection(vector), tokens)
 
 

@@ -49,10 +49,11 @@ def import_ratings(
 ) -> RatingsSummary:
     """Writes the dataset folder `output` from tables of rated images.
 
-    `valid_share` (0 to 1) takes about that share of the groups of a source with one split for a second split, `valid`. A
-    group is the value of its column, or without one the image's content: no image stands on both sides, and the order of rows
-    does not matter. `rating_range` is what both ratings may be in the source; left out, each runs from its smallest to its
-    largest value. `build_tokenizer` makes a tokenizer of at most so many tokens from the prompts and explanations of train.
+    `valid_share` (0 to 1) takes about that share of the groups of a source with one split for a second split, `valid`.
+    A group is the value of its column, or without one the image's content: no image stands on both sides, and the order
+    of rows does not matter. `rating_range` is what both ratings may be in the source; left out, each runs from its
+    smallest to its largest value. `build_tokenizer` makes a tokenizer of at most so many tokens from the prompts and
+    explanations of train.
     """
     target = Path(output)
     if target.exists():

@@ -79,8 +79,8 @@ class RatedImport:
             found[name] = min(values), max(values)
             if found[name][0] == found[name][1]:
                 raise UserError(
-                    f"{source}: every rating of {name} is {values[0]:g}, so no range can be found. If that is right, give the "
-                    "scale with --rating-range."
+                    f"{source}: every rating of {name} is {values[0]:g}, so no range can be found. If that is right, give "
+                    "the scale with --rating-range."
                 )
         return found
 

@@ -111,7 +111,12 @@ SCORER_TOWERS = [
 ]
 SCORER: dict[str, Any] = {
     "task": "scorer",
-    "model": {"clip": CONTRASTIVE["model"] | {"temperature": 0.2}, "dropout": 0.0, "hidden_quality": 16, "hidden_consistency": 16},
+    "model": {
+        "clip": CONTRASTIVE["model"] | {"temperature": 0.2},
+        "dropout": 0.0,
+        "hidden_quality": 16,
+        "hidden_consistency": 16,
+    },
     "data": CONTRASTIVE["data"],
 }
 SCORED = {

@@ -9,6 +9,7 @@ import torch
 
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.tasks.contrastive import ContrastiveTask
+from tests import rated
 from tests.labelled import small_config, write_dataset
 
 SGD = ["optimizer.name=sgd", "optimizer.momentum=0.9"]
@@ -100,6 +101,23 @@ def test_texts_of_like_length(experiment: Callable[..., Any], tmp_path: Path, en
         run.config["model"]["config"]["attention_dropout"] = 0.1
         run.config["optimizer"]["name"] = "adamw"
         run.config["optimizer"]["towers"][0]["lr"] = 1e-3
+        return run
+
+    assert_a_kill_changes_nothing(make, 2)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_rated_images(experiment: Callable[..., Any], tmp_path: Path, engine: str) -> None:
+    """A scorer on a CLIP, with explanations, so that the whole batch is compared."""
+    folder = rated.write_dataset(tmp_path / "rated", 48)
+
+    def make(name: str) -> Any:
+        run = experiment(f"engine={engine}", name=name)
+        clip = run.config["model"] | {"config": {"text_config": {"vocab_size": 60}}}
+        run.config |= {"task": "scorer", "model": {"clip": clip, "quality_layers": 2}}
+        run.config["data"]["path"] = str(folder)
+        run.config["data"]["augmentation"] = {"horizontal_flip": 0.5}
+        run.config["optimizer"]["towers"][2]["layers"] = ["_projection", r"logit_scale$", "_head", "^similarity_map"]
         return run
 
     assert_a_kill_changes_nothing(make, 2)

@@ -59,9 +59,7 @@ def explained(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("family", ["convnext", "vit", "chinese_clip", "clip", "siglip"])
-def test_every_parameter_gets_a_gradient(
-    scorer: Make, explained: dict[str, Tensor], family: str, heads: str
-) -> None:
+def test_every_parameter_gets_a_gradient(scorer: Make, explained: dict[str, Tensor], family: str, heads: str) -> None:
     model = scorer(family, **HEADS[heads])
     for name, parameter in model.named_parameters():
         if "head.4" in name:  # heads that start as zeros hide what is below them

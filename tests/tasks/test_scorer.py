@@ -214,11 +214,9 @@ def test_explanations_that_are_asked_for_must_be_there(tmp_path: Path, make_task
     source.write_text(source.read_text().replace("blur 3\n", "\n").replace("blur 2\n", "\n"))
     lines = [line.rsplit(",", 1)[0] + "," for line in source.read_text().splitlines()]
     source.write_text("\n".join(["image,prompt,mos_quality,mos_consistency,explanation", *lines[1:]]))
-    import_ratings(
-        str(source), str(tmp_path / "out"), columns=RatingColumns(), build_tokenizer=60, show_progress=False
-    )
+    import_ratings(str(source), str(tmp_path / "out"), columns=RatingColumns(), build_tokenizer=60, show_progress=False)
     task = make_task()
     data = task.config.data.model_copy(update={"path": str(tmp_path / "out")})
     bare = ScorerTask(task.config.model_copy(update={"data": data}))
-    with pytest.raises(UserError, match="loss.explanation_weight is 0.1, but the split train .* has no explanations"):
+    with pytest.raises(UserError, match=r"loss.explanation_weight is 0.1, but the split train .* has no explanations"):
         bare.build_dataset("train")

@@ -105,7 +105,7 @@ def test_a_group_stays_on_one_side(tmp_path: Path) -> None:
 
 def test_an_image_in_two_groups_is_a_bad_record(source: Path, tmp_path: Path) -> None:
     rewrite(source, lambda number, row: row.update(image="000.png", explanation=f"group {number // 23}"))
-    with pytest.raises(UserError, match="1 bad records.*\n.*:25: the image 000.png came before in group 'group 0'"):
+    with pytest.raises(UserError, match=r"1 bad records.*\n.*:25: the image 000.png came before in group 'group 0'"):
         run(source, tmp_path / "out", valid_share=0.3, columns={"group": "explanation"})
 
 

@@ -143,5 +143,7 @@ def as_rating(name: str, value: Any) -> float:
         rating = math.nan
     if not math.isfinite(rating):
         shown = repr(value)
-        raise BadValue(f"{name} is {shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + '...'}; a rating is a number")
+        raise BadValue(
+            f"{name} is {shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + '...'}; a rating is a number"
+        )
     return rating
