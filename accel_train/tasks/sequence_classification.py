@@ -67,6 +67,9 @@ class SequenceClassificationTask(Task):
             return []
         return [f"model.pretrained: {source} has no head for these labels; one is drawn from the seed."]
 
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        return tuple(self.hazards())
+
     def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
         return {"cross_entropy": self._loss(outputs["logits"].float(), batch["label"])}
 

@@ -134,8 +134,10 @@ def test_the_plan_says_that_a_head_is_drawn_anew(folder: Path, tmp_path: Path) -
     assert same.hazards() == []
     model.plain.config.id2label = {0: "yes", 1: "no", 2: "maybe"}
     task.export(model, str(tmp_path / "other"))
-    (hazard,) = task_of(folder, model={"pretrained": str(tmp_path / "other")}).hazards()
+    other = task_of(folder, model={"pretrained": str(tmp_path / "other")})
+    (hazard,) = other.hazards()
     assert "has no head for these labels" in hazard
+    assert other.notes(other.build_model()) == (hazard,)
 
 
 def test_predictions_can_be_written_as_csv(folder: Path, tmp_path: Path) -> None:
