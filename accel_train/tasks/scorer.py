@@ -1,5 +1,6 @@
 """Image quality and text-image consistency on top of a CLIP-like model."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,6 +60,11 @@ class ScorerTask(Task):
         if not building_on_meta():
             check_tokenizer(prompt_tokenizer(self.config.data), model.clip, section)
         return model
+
+    def weight_limits(self) -> dict[str, float]:
+        """As in contrastive training: logit_scale stays at its clamp."""
+        largest = self.config.model.clip.max_logit_scale
+        return {} if largest is None or not self.compares_whole_batch else {f"{CLIP}logit_scale": math.log(largest)}
 
     def build_dataset(self, split: str) -> Dataset:
         with_explanations = self.compares_whole_batch

@@ -1,5 +1,6 @@
 """The task `scorer`: its losses and scores, what it starts from, and a folder that scores alike."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,11 @@ def test_columns_of_a_training_sample(make_task: Make) -> None:
 def test_explanations_alone_compare_the_whole_batch(make_task: Make) -> None:
     assert make_task().compares_whole_batch
     assert not make_task({"explanation_weight": 0.0}).compares_whole_batch
+
+
+def test_the_temperature_has_its_limit_where_it_learns(make_task: Make) -> None:
+    assert make_task().weight_limits() == {"clip.logit_scale": pytest.approx(math.log(100))}
+    assert make_task({"explanation_weight": 0.0}).weight_limits() == {}
 
 
 def test_losses_are_weighted_and_their_columns_declared(make_task: Make) -> None:
