@@ -23,6 +23,7 @@ from tests.distributed.scenarios import (
     GLOBAL_BATCH,
     NUM_TEXTS,
     RATED,
+    SPOKEN,
     TEACHER,
     TEXTS_FOLDER,
     config_of,
@@ -30,6 +31,7 @@ from tests.distributed.scenarios import (
 )
 from tests.labelled import write_dataset as write_labelled
 from tests.rated import write_ratings
+from tests.spoken import write_dataset as write_spoken
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = write_pairs(tmp_path_factory.mktemp("data") / "pairs")
     write_teacher(folder)
     write_rated(folder)
+    write_spoken(folder / SPOKEN, train=NUM_PAIRS, valid=7)
     write_labelled(folder / TEXTS_FOLDER, train=NUM_TEXTS)
     return str(folder)
 

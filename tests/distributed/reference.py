@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from accel_train.config.multimodal_alignment import MultimodalAlignmentConfig
+from accel_train.config.multimodal_llm import MultimodalLlmConfig
 from accel_train.config.schema import RunConfig
 from accel_train.config.scorer import ScorerConfig
 from accel_train.config.sequence_classification import SequenceClassificationConfig
@@ -131,6 +133,11 @@ def plain_loss(outputs: Batch, batch: Batch, config: RunConfig) -> Tensor:
         return -((1 - smoothing) * likely.gather(1, batch["label"][:, None]).mean() + smoothing * likely.mean())
     if isinstance(config, ScorerConfig):
         return plain_scorer_loss(outputs, batch, config)
+    if isinstance(config, MultimodalAlignmentConfig):
+        return plain_alignment_loss(outputs, batch)
+    if isinstance(config, MultimodalLlmConfig):
+        likely = outputs["logits"].log_softmax(2).gather(2, batch["input_ids"][:, :, None])[:, :, 0]
+        return -likely[batch["is_target"].bool()].mean()
     if config.distillation is not None:
         alone = config.model_copy(update={"distillation": None})
         return plain_loss(outputs, batch, alone) + config.distillation.weight * imitation(outputs, batch)
@@ -144,6 +151,18 @@ def plain_loss(outputs: Batch, batch: Batch, config: RunConfig) -> Tensor:
         return -nn.functional.logsigmoid(signed).sum() / len(logits)
     target = (1 - smoothing) * positive / positive.sum(1, keepdim=True) + smoothing / len(logits)
     return sum(-(target * side.log_softmax(1)).sum() for side in (logits, logits.T)) / (2 * len(logits))
+
+
+def plain_alignment_loss(outputs: Batch, batch: Batch) -> Tensor:
+    """The mean over both directions of all three pairs; rows that share either content are positives of each other."""
+    terms = []
+    for first, second in (("image", "text"), ("image", "audio"), ("audio", "text")):
+        logits = outputs[f"{first}_features"] @ outputs[f"{second}_features"].T * outputs["logit_scale"]
+        keys = batch[f"{first}_key"], batch[f"{second}_key"]
+        positive = torch.stack([key[:, None] == key[None, :] for key in keys]).any(0)
+        target = positive / positive.sum(1, keepdim=True)
+        terms += [-(target * side.log_softmax(1)).sum(1).mean() for side in (logits, logits.T)]
+    return torch.stack(terms).mean()
 
 
 def plain_scorer_loss(outputs: Batch, batch: Batch, config: ScorerConfig) -> Tensor:

@@ -101,6 +101,53 @@ TOKENS = {
     "task": toy.NAME,
     "optimizer": {"towers": [{"name": "all", "layers": [r"^layers\.", r"^head\."], "lr": 0.1, "layer_decay": 0.5}]},
 }
+SPOKEN = "spoken"
+"""Where, in the dataset's folder, the one for images with speech lies."""
+SENSES: dict[str, Any] = {
+    "image": {"architecture": "convnext", "config": CONVNEXT},
+    "audio": {"type": "log_mel_conv", "num_mels": 12, "width": 16, "num_layers": 2},
+    "aligner": {"dim": 12, "hidden": 16},
+}
+SPOKEN_DATA = {
+    "tokenizer": "dataset:tokenizer",
+    "max_text_length": 10,
+    "image_size": 16,
+    "sample_rate": 8000,
+    "max_audio_seconds": 0.3,
+}
+ALIGNED: dict[str, Any] = {
+    "task": "multimodal_alignment",
+    "model": SENSES | {"text": {"architecture": "bert", "config": BERT | NO_DROPOUT}, "temperature": 0.2},
+    "data": SPOKEN_DATA,
+    "optimizer": {
+        "towers": [
+            {"name": "image", "layers": "convnext", "lr": 0.2, "layer_decay": 0.7},
+            {"name": "audio", "layers": [r"^audio_encoder\."], "lr": 0.1},
+            {"name": "text", "layers": "bert", "lr": 0.2, "layer_decay": 0.8},
+            {"name": "aligner", "layers": [r"^aligner\."], "lr": 0.3},
+            REST[1],
+        ]
+    },
+}
+CAPTIONED: dict[str, Any] = {
+    "task": "multimodal_llm",
+    "model": SENSES
+    | {
+        "projector": {"reads": "tokens", "num_tokens": 3, "hidden": 16},
+        "llm": {"architecture": "llama", "config": TEXTS["model"]["config"]},
+        "lora": {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+    },
+    "data": SPOKEN_DATA | {"valid_split": "valid"},
+    "optimizer": {
+        "towers": [
+            {"name": "senses", "layers": ["_encoder", "^aligner"], "lr": 0.0},
+            {"name": "projector", "layers": ["^projector"], "lr": 1.0},
+            {"name": "lora", "layers": ["lora_"], "lr": 0.5, "max_grad_norm": 0.5},
+            {"name": "llm", "layers": "llama", "lr": 0.0},
+        ]
+    },
+    "evaluation": {"evaluate_every": "1 step", "batch_size": 3},
+}
 RATED = "rated"
 """Where, in the dataset's folder, the one for the task `scorer` lies."""
 SCORER_TOWERS = [
@@ -177,6 +224,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
             "towers": [FROZEN_IMAGE | {"layers": ["chinese_clip_image", r"^visual_projection\."]}, TEXT, *REST]
         }
     },
+    # Three modalities compared in pairs; adapters and a projector in front of a frozen decoder, which writes captions too.
+    "aligned": ALIGNED,
+    "captioned": CAPTIONED,
     # A teacher with features of another width, for images of another size.
     "distilled": SHORT
     | {
@@ -258,6 +308,8 @@ def config_of(scenario: str, *, dataset: str, run_dir: str, engine: str, micro_b
         place["data"]["path"] = str(Path(dataset) / TEXTS_FOLDER)
     if changes.get("task") == "scorer":
         place["data"]["path"] = str(Path(dataset) / RATED)
+    if changes.get("task", "").startswith("multimodal"):
+        place["data"]["path"] = str(Path(dataset) / SPOKEN)
     if "distillation" in changes:
         place["distillation"] = {"teacher": str(Path(dataset) / TEACHER)}
     base = ANY_TASK if "task" in changes else _merged(ANY_TASK, CONTRASTIVE)

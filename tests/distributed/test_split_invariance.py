@@ -21,7 +21,7 @@ CASES = [
     for run in runs_of(engine, world_size)
     if run.partition("@")[0] in INVARIANT
 ]
-NO_TEMPERATURE = ("tokens", "texts", "scored_apart")
+NO_TEMPERATURE = ("tokens", "texts", "scored_apart", "captioned")
 Trained = Callable[..., Reference]
 
 
