@@ -57,7 +57,7 @@ def migrate(argv: list[str]) -> None:
     if arguments.script is None and not options:
         parser.error("neither a script nor options after -- are given")
 
-    from accel_train.tools.migrate import migrate as run
+    from accel_train.tools.migrate.command import migrate as run
 
     run(
         arguments.script,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from accel_train.advice import before_training
 from accel_train.config.rules import num_micro_batches
 from accel_train.config.schema import RunConfig
 from accel_train.data.order import Order
@@ -19,7 +20,7 @@ from accel_train.optim.param_groups import GroupPlan
 from accel_train.optim.schedule import num_warmup_steps
 from accel_train.phases import Phase, plan_phase_groups, plan_phases
 from accel_train.tasks.build import build_task
-from accel_train.tools.advice import hazards
+from accel_train.tools.hazards import hazards
 from accel_train.tools.lr_picture import PhaseRates
 from accel_train.tools.memory import MemoryPart, memory_parts
 
@@ -42,6 +43,7 @@ class RunPlan:
     total_steps: int
     memory: list[MemoryPart]
     hazards: list[str]
+    advice: list[str]
 
     def rates(self) -> list[PhaseRates]:
         """Learning rates over the run."""
@@ -122,11 +124,21 @@ def make_plan(config: RunConfig, *, world_size: int | None = None) -> RunPlan:
             steps_per_epoch=order.steps_per_epoch,
             total_steps=total_steps,
         ),
+        advice=_advice(config, phases, groups, order.num_samples),
     )
 
 
+def _advice(config: RunConfig, phases: list[Phase], groups: list[GroupPlan], num_samples: int) -> list[str]:
+    """Each piece once, at the first phase that it is true of."""
+    found: dict[str, str] = {}
+    for phase, plan in zip(phases, groups, strict=True):
+        for line in before_training(config, phase.optimizer, plan, num_samples):
+            found.setdefault(line, f"Phase {phase.name}: {line}" if len(phases) > 1 else line)
+    return list(found.values())
+
+
 def as_dict(plan: RunPlan) -> dict[str, Any]:
-    """The whole plan for programs: steps, groups, every parameter, memory in bytes, hazards."""
+    """The whole plan for programs: steps, groups, every parameter, memory in bytes, hazards, advice."""
     return {
         "engine": plan.engine,
         "world_size": plan.world_size,
@@ -146,6 +158,7 @@ def as_dict(plan: RunPlan) -> dict[str, Any]:
         ],
         "memory": [asdict(part) for part in plan.memory],
         "hazards": plan.hazards,
+        "advice": plan.advice,
     }
 
 
@@ -187,6 +200,10 @@ def print_plan(plan: RunPlan, console: Console) -> None:
         console.print("\n[bold]Worth knowing[/bold]")
     for hazard in plan.hazards:
         console.print(f"[yellow]•[/yellow] {hazard}", markup=True)
+    if plan.advice:
+        console.print("\n[bold]Advice[/bold] (`advice: off` silences it)")
+    for line in plan.advice:
+        console.print(f"[yellow]•[/yellow] {line}")
 
 
 def _run_table(plan: RunPlan) -> Table:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from accel_train.errors import UserError
-from accel_train.tools.migrate_options import TEXT_MODELS, Values
+from accel_train.tools.migrate.options import TEXT_MODELS, Values
 
 LARGEST_LOGIT_SCALE = round(math.exp(4.6052), 5)
 """The original clamps the logarithm to 4.6052, a little above log 100."""

@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from accel_train.tools.migrate_options import NOT_NEEDED, OPTIONS
+from accel_train.tools.migrate.options import NOT_NEEDED, OPTIONS
 from tests.models.originals import ChineseCLIP, VisualTransformer, saved
 from tests.short_runs import metrics
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "migrate.md").read_text(encoding="utf-8")
 CHARACTERS = [chr(0x4E00 + number) for number in range(95)]
 SCRIPT = """

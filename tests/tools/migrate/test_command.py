@@ -10,8 +10,8 @@ from accel_train.config.load import load_config
 from accel_train.errors import UserError
 from accel_train.models.sizes import SIZES
 from accel_train.optim.schedule import lr_scale
-from accel_train.tools.migrate import migrate
-from accel_train.tools.migrate_options import OPTIONS, TEXT_MODELS, VISION_MODELS, read_options
+from accel_train.tools.migrate.command import migrate
+from accel_train.tools.migrate.options import OPTIONS, TEXT_MODELS, VISION_MODELS, read_options
 
 SCRIPT = """#!/usr/bin/env bash
 # GPUs of each worker

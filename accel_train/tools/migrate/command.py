@@ -16,9 +16,9 @@ from rich.table import Table
 from accel_train.config.load import load_config
 from accel_train.config.yaml_text import write_yaml
 from accel_train.errors import UserError
-from accel_train.tools.migrate_options import OPTIONS, Values, read_options
-from accel_train.tools.migrate_settings import Migration, migrate_options
-from accel_train.tools.migrate_shell import Shell, Word
+from accel_train.tools.migrate.options import OPTIONS, Values, read_options
+from accel_train.tools.migrate.settings import Migration, migrate_options
+from accel_train.tools.migrate.shell import Shell, Word
 
 TRAINER = ("training/main.py", "cn_clip.training.main")
 RANKS, NODES = ("nproc_per_node", "nproc-per-node"), ("nnodes",)

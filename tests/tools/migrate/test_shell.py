@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from accel_train.errors import UserError
-from accel_train.tools.migrate_shell import Shell
+from accel_train.tools.migrate.shell import Shell
 
 SNIPPETS = {
     "plain": "show a b  c",

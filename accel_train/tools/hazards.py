@@ -1,17 +1,14 @@
-"""What a person who has run many of these would point out about a plan. Nothing here stops a run."""
+"""What is worth knowing about a plan before it runs: what it leaves out, what it costs. Nothing here stops a run."""
 
 from collections.abc import Iterator, Sequence
 
-from accel_train.config.schema import OptimizerSection, RunConfig, Tower
+from accel_train.config.schema import RunConfig
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.optim.schedule import num_warmup_steps
 from accel_train.phases import Phase
 from accel_train.tasks.task import Task
 
-DECAY_LOW, DECAY_HIGH = 0.8, 0.95
-"""Layer decay that has worked for fine-tuning towers of 12 to 24 layers."""
 MANY_ZERO_GROUPS = 20
-LOWEST_USEFUL_RATE = 0.01
 
 
 def hazards(
@@ -29,8 +26,7 @@ def hazards(
     by_phase: list[str] = []
     for phase, plan in zip(phases, plans, strict=True):
         prefix = f"Phase {phase.name}: " if len(phases) > 1 else ""
-        lines = [*_frozen(task, plan), *_decay(phase.optimizer, plan)]
-        by_phase += [prefix + line for line in lines]
+        by_phase += [prefix + line for line in _frozen(task, plan)]
     return [
         *by_phase,
         *_length(task.config, num_samples, steps_per_epoch, total_steps),
@@ -48,27 +44,6 @@ def _frozen(task: Task, plan: GroupPlan) -> Iterator[str]:
             yield f"{', '.join(part.param_names)} belongs to no tower and needs no gradient: it stays as it is."
         elif part.tower not in trained:
             yield f"Tower {part.tower} is frozen as a whole: it stays in eval mode{once}."
-
-
-def _decay(optimizer: OptimizerSection, plan: GroupPlan) -> Iterator[str]:
-    for tower in optimizer.towers:
-        rates = [group.lr for group in plan.groups if group.tower == tower.name]
-        if tower.layer_decay == 1 or not rates:
-            continue
-        if not DECAY_LOW <= tower.layer_decay <= DECAY_HIGH:
-            yield (
-                f"optimizer.towers.{tower.name}.layer_decay is {tower.layer_decay:g}; {DECAY_LOW} to {DECAY_HIGH} is "
-                "what works for most towers."
-            )
-        if min(rates) < LOWEST_USEFUL_RATE * max(rates):
-            yield _too_low(tower, min(rates) / max(rates))
-
-
-def _too_low(tower: Tower, ratio: float) -> str:
-    return (
-        f"Tower {tower.name}: its lowest trained layer learns at {ratio:.2g} of the rate of its top layer, next to "
-        "nothing. Freeze the low layers with train_last, or raise layer_decay: the two belong together."
-    )
 
 
 def _length(config: RunConfig, num_samples: int, steps_per_epoch: int, total_steps: int) -> Iterator[str]:
