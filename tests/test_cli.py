@@ -145,7 +145,7 @@ def test_evaluate(calls: Callable[..., list[Any]]) -> None:
 def test_export(calls: Callable[..., list[Any]]) -> None:
     recorded = calls("accel_train.tools.export", "export")
     assert cli.main(["export", "runs/x", "out", "--checkpoint", "latest"]) == 0
-    assert recorded == [(("runs/x", "out"), {"checkpoint": "latest", "format": "hugging_face"})]
+    assert recorded == [(("runs/x", "out"), {"checkpoint": "latest", "format": "hugging_face", "lora": None})]
 
 
 def test_import(calls: Callable[..., list[Any]]) -> None:
