@@ -8,6 +8,7 @@ from accel_train.evaluate import evaluate
 from accel_train.prediction_file import write_prediction_rows
 from accel_train.progress import score_table
 from accel_train.run import Run, ran_out_of_patience
+from accel_train.watch import watch_scores
 
 
 def evaluate_and_judge(run: Run) -> None:
@@ -23,10 +24,7 @@ def evaluate_and_judge(run: Run) -> None:
     name = run.task.best_score
     if state.step == 0:
         state.first_scores = scores
-    elif name in state.first_scores and scores[name] < state.first_scores[name]:
-        run.log.say(
-            f"warning: {name} is {scores[name]:.4f}, below the {state.first_scores[name]:.4f} before the first step."
-        )
+    watch_scores(run, scores)
     early = config.evaluation.early_stopping
     if state.score_to_beat is None or scores[name] > state.score_to_beat + (early.min_delta if early else 0.0):
         state.score_to_beat = scores[name]

@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "log.",
     "compute.",
     "zero.",
+    "advice",
 )
 """Keys that may differ when a run goes on. All others decide which samples make up a step, what is computed from them and
 how it is judged: a run keeps them to its end."""

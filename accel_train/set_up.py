@@ -29,6 +29,7 @@ from accel_train.signals import StopRequest
 from accel_train.tasks.build import build_task
 from accel_train.tasks.contract import check_dataset
 from accel_train.tasks.task import Task
+from accel_train.watch import watch_start
 
 FIRST_LOSS_SCALE = 2.0**16
 
@@ -111,6 +112,7 @@ def start_phase(run: Run, model: nn.Module, checkpoint: Path | None) -> None:
     prepare(run.engine, model, run.plan, run.config)
     if checkpoint is not None:
         run.checkpoints.load(checkpoint, run.state, run.plan)
+    watch_start(run)
 
 
 def build_model(config: RunConfig) -> tuple[Task, nn.Module]:

@@ -22,6 +22,7 @@ from accel_train.run_log import RunLog
 from accel_train.set_up import next_phase, set_up
 from accel_train.signals import StopRequest
 from accel_train.step import StepLosses, forward_backward
+from accel_train.watch import watch_step
 
 STEPS_TO_DOUBLE_LOSS_SCALE = 2000
 
@@ -220,6 +221,7 @@ def log_step(run: Run, epoch: int, losses: StepLosses, norms: Tensor, meter: Met
         values["loss_scale"] = run.state.loss_scale
     values |= meter.read()
     run.log.metrics(run.state.step, "train", values)
+    watch_step(run, values["loss"], values["grad_norm"])
     run.engine.track({f"train/{name}": value for name, value in values.items()}, run.state.step)
     return step_summary(run.state.step, run.total_steps, epoch, values)
 

@@ -34,7 +34,7 @@ def judged(
 ) -> tuple[TrainState, bool, str]:
     """The state after evaluations with these scores, one a step, whether that ended the run, and what run.log says."""
     section = SimpleNamespace(best_score=NAME, early_stopping=SimpleNamespace(**early) if early else None)
-    config = SimpleNamespace(evaluation=section, data=SimpleNamespace(valid_split="valid"))
+    config = SimpleNamespace(evaluation=section, data=SimpleNamespace(valid_split="valid"), advice="on")
     log = RunLog(tmp_path, is_main=True, rank=0)
     task = SimpleNamespace(best_score=NAME, has_prediction_rows=False)
     run: Any = SimpleNamespace(config=config, state=TrainState(), engine=Silent(), task=task, log=log, scores={})

@@ -26,6 +26,13 @@ class TrainState:
     """For parameters whose optimizer state was brought from another run: its count of updates."""
     score_to_beat: float | None = None
     """What early stopping compares with: the last score that rose by more than min_delta."""
+    advised: list[str] = field(default_factory=list)
+    """Advice that was given: each piece is said once in a run."""
+    logged_loss: float = 0.0
+    """Sum of the training losses logged since the last evaluation, and how many they are."""
+    logged_steps: int = 0
+    losses: list[list[float]] = field(default_factory=list)
+    """(training loss, validation loss) at the last evaluations, where the task's scores hold a loss."""
 
 
 def state_of(saved: dict[str, Any]) -> TrainState:

@@ -230,6 +230,8 @@ class RunConfig(Section):
     log: LogSection = LogSection()
     compute: ComputeSection = ComputeSection()
     zero: ZeroSection = ZeroSection()
+    advice: Literal["on", "off"] = "on"
+    """`off` silences the advice that `plan` and `train` give about learning rates, gradients and scores."""
 
     def contradictions(self) -> Iterator[str]:
         """Rules that join keys of the task's own sections: a line for each one that is broken."""

@@ -202,8 +202,6 @@ def test_checkpointing_and_precision_shrink_activations() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optimizer.towers.text.layer_decay=0.5"], "text.layer_decay is 0.5; 0.8 to 0.95"),
-        (["optimizer.towers.image.layer_decay=0.3"], "its lowest trained layer learns at 0.0024"),
         (["optimizer.towers.text.lr=0"], "Tower text is frozen as a whole"),
         (["schedule.warmup_ratio=null", "schedule.warmup_steps=500"], "warmup takes 500 steps and the run 176"),
         (["engine=zero2", "model.text.config.num_hidden_layers=4"], "communicates for each group apart"),
@@ -214,6 +212,22 @@ def test_checkpointing_and_precision_shrink_activations() -> None:
 )
 def test_hazards(overrides: list[str], message: str) -> None:
     assert any(message in hazard for hazard in planned(SMALL, *overrides)["hazards"])
+
+
+def test_advice_and_its_switch(capsys: pytest.CaptureFixture[str]) -> None:
+    steep = ["optimizer.towers.text.layer_decay=0.5", "optimizer.towers.image.layer_decay=0.3"]
+    found = planned(SMALL, *steep)["advice"]
+    assert any("text.layer_decay is 0.5; 0.8 to 0.95" in line for line in found)
+    assert any("its lowest trained layer learns at 0.0024" in line for line in found)
+    assert planned(SMALL, *steep, "advice=off")["advice"] == planned(SMALL)["advice"] == []
+    plan(small_config(*steep))
+    assert "Advice" in capsys.readouterr().out
+
+
+def test_advice_that_holds_in_several_phases_is_given_once() -> None:
+    phases = "phases=[{name: later, start: 1 epoch, towers: [{name: text, layer_decay: 0.5}]}]"
+    found = planned(SMALL, "optimizer.towers.image.layer_decay=0.3", phases)["advice"]
+    assert [line.partition(":")[0] for line in found] == ["Phase first", "Phase first", "Phase later"]
 
 
 def test_text_and_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
