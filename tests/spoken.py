@@ -33,7 +33,11 @@ def tone(colour: str, place: str, seed: int) -> bytes:
     """A WAV file of 0.2 to 0.4 seconds: a tone that gets louder, softer, or stays."""
     random = np.random.default_rng(seed)
     time = np.arange(int(RATE * random.uniform(0.2, 0.4))) / RATE
-    loudness = {"left": np.linspace(1, 0.1, len(time)), "right": np.linspace(0.1, 1, len(time)), "top": np.ones(len(time))}
+    loudness = {
+        "left": np.linspace(1, 0.1, len(time)),
+        "right": np.linspace(0.1, 1, len(time)),
+        "top": np.ones(len(time)),
+    }
     samples = 0.5 * loudness[place] * np.sin(2 * np.pi * PITCHES[colour] * time) + random.normal(0, 0.01, len(time))
     return wav(np.round(samples * 32767).astype("<i2").tobytes(), width=2, rate=RATE, channels=1)
 
@@ -58,7 +62,12 @@ def write_source(folder: Path, *, train: int = 53, valid: int = 12) -> Path:
             colour, place = list(COLOURS)[index % 4], PLACES[index // 4 % 3]
             (folder / "wav" / f"{number}.wav").write_bytes(tone(colour, place, number))
             images.append(f"{number}\t{base64.b64encode(picture(colour, place, number)).decode()}\n")
-            row = {"image_id": number, "audio": f"wav/{number}.wav", "text": f"{colour} {place}", "text_zh": f"色{index}"}
+            row = {
+                "image_id": number,
+                "audio": f"wav/{number}.wav",
+                "text": f"{colour} {place}",
+                "text_zh": f"色{index}",
+            }
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
             number += 1
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")

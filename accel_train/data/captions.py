@@ -29,12 +29,12 @@ class CaptionTokens:
     def encode(self, text: str) -> tuple[Tensor, Tensor]:
         """Ids of the caption and its end, filled up with padding, and a mask of what counts, both (max_length,) int64.
 
-        A caption that is too long is cut and has no end.
+        A caption that is too long is cut, and ends there.
         """
         ids = _ids(self.tokenizer, text)[len(self.start_ids) :]
-        if not ids or ids[-1] != self.end_id:
-            ids.append(self.end_id)
-        ids = ids[: self.max_length]
+        if ids and ids[-1] == self.end_id:
+            ids.pop()
+        ids = [*ids[: self.max_length - 1], self.end_id]
         missing = self.max_length - len(ids)
         return torch.tensor(ids + [self.pad_id] * missing), torch.tensor([1] * len(ids) + [0] * missing)
 

@@ -163,8 +163,8 @@ def build_decoder(
                     f"model.llm.config.{key}: {section.config[key]!r} would be ignored; the tokenizer decides it. "
                     "Take it out."
                 )
-        values: dict[str, Any] = section.config | {"vocab_size": vocab_size}
-        config = random_architecture(section.model_copy(update={"config": values}), "model.llm", None)
+        config = random_architecture(section, "model.llm", None)
+        config.vocab_size = vocab_size
         config.pad_token_id, config.eos_token_id, config.bos_token_id = pad_id, end_id, None
     else:
         config = _architecture_of(section.pretrained, vocab_size)

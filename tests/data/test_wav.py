@@ -11,7 +11,11 @@ WAVEFORM = np.array([0.0, 0.5, -0.5, 0.999, -1.0, 0.25])
 
 
 def encoded(samples: np.ndarray, width: int, channels: int = 1) -> bytes:
-    whole = np.round(samples * 2.0 ** (8 * width - 1)).clip(-(2 ** (8 * width - 1)), 2 ** (8 * width - 1) - 1).astype(np.int64)
+    whole = (
+        np.round(samples * 2.0 ** (8 * width - 1))
+        .clip(-(2 ** (8 * width - 1)), 2 ** (8 * width - 1) - 1)
+        .astype(np.int64)
+    )
     if width == 1:
         whole += 128
     data = b"".join(int(value).to_bytes(width, "little", signed=width > 1) for value in whole)
@@ -54,7 +58,9 @@ def test_compressed_wav_is_refused() -> None:
         read_wav(bytes(alaw))
 
 
-@pytest.mark.parametrize(("rate", "wanted"), [(8000, 16000), (16000, 8000), (44100, 16000), (8000, 11025), (48000, 16000)])
+@pytest.mark.parametrize(
+    ("rate", "wanted"), [(8000, 16000), (16000, 8000), (44100, 16000), (8000, 11025), (48000, 16000)]
+)
 def test_a_tone_stays_the_same_tone(rate: int, wanted: int) -> None:
     def tone(at: int) -> np.ndarray:
         time = np.arange(at // 4) / at

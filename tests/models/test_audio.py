@@ -47,7 +47,9 @@ def sound(num: int, length: int, seed: int = 0) -> torch.Tensor:
 
 def mel(frequency: np.ndarray) -> np.ndarray:
     """Slaney's scale: linear up to 1000 Hz, then logarithmic with 27 bands for a factor of 6.4."""
-    return np.where(frequency < 1000, frequency * 3 / 200, 15 + 27 * np.log(np.maximum(frequency, 1e-9) / 1000) / np.log(6.4))
+    return np.where(
+        frequency < 1000, frequency * 3 / 200, 15 + 27 * np.log(np.maximum(frequency, 1e-9) / 1000) / np.log(6.4)
+    )
 
 
 def naive_log_mel(samples: np.ndarray, num_mels: int, rate: int, window: int, hop: int) -> np.ndarray:
@@ -140,7 +142,12 @@ def test_pretrained_whisper(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("section", "rate", "samples", "message"),
     [
-        ({"architecture": "whisper", "config": WHISPER}, 8000, 8000, "data.sample_rate is 8000, but Whisper hears 16000"),
+        (
+            {"architecture": "whisper", "config": WHISPER},
+            8000,
+            8000,
+            "data.sample_rate is 8000, but Whisper hears 16000",
+        ),
         ({"architecture": "whisper", "config": WHISPER}, 16000, 16000, "Set it to 0.5"),
         ({"architecture": "bert"}, 16000, 16000, "neither whisper nor an encoder of waveforms"),
         ({"architecture": "whispr"}, 16000, 16000, "Nearest: whisper"),
