@@ -1,12 +1,10 @@
 """A task of one's own: the example of docs/add_a_task.md is run, then spoilt in every way that a newcomer finds."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,6 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "triplet"
 PAGE = (ROOT / "docs" / "add_a_task.md").read_text(encoding="utf-8")
 CHANCE = 0.5
-
-Start = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def on_page(language: str) -> str:
@@ -39,23 +35,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def start(folder: Path) -> Start:
-    """start("train", ...) in the user's folder."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "accel_train", *arguments],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
-
-
 def losses(run_dir: Path) -> list[float]:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row["loss"] for row in rows if row["split"] == "train"]
@@ -64,30 +43,6 @@ def losses(run_dir: Path) -> list[float]:
 def test_the_page_shows_the_example() -> None:
     for language, file in (("python", "triplet.py"), ("yaml", "triplet.yaml")):
         assert on_page(language) == (EXAMPLE / file).read_text(encoding="utf-8"), f"copy {file} into the page"
-
-
-@pytest.mark.slow
-def test_it_trains_resumes_evaluates_and_exports(folder: Path, start: Start) -> None:
-    whole = start("train", "triplet.yaml", "run_dir=whole", "log.log_every=1 step")
-    assert whole.returncode == 0, whole.stderr
-    best = float(re.findall(r"best accuracy (0\.\d+)", whole.stdout)[0])
-    assert best > CHANCE + 0.25
-
-    half = start(
-        "train", "triplet.yaml", "run_dir=half", "log.log_every=1 step", "num_epochs=3", "schedule.name=constant"
-    )
-    rest = start("train", "triplet.yaml", "run_dir=half", "log.log_every=1 step", "schedule.name=constant")
-    constant = start("train", "triplet.yaml", "run_dir=constant", "log.log_every=1 step", "schedule.name=constant")
-    assert (half.returncode, rest.returncode, constant.returncode) == (0, 0, 0), rest.stderr
-    assert "resuming from" in rest.stdout
-    assert losses(folder / "half") == losses(folder / "constant")
-
-    assert start("export", "whole", "exported").returncode == 0
-    assert load_file(folder / "exported" / "model.safetensors").keys() == {"embed.weight"}
-    for source in ("whole", "exported"):
-        scored = start("evaluate", source, "--json")
-        assert scored.returncode == 0, scored.stderr
-        assert json.loads(scored.stdout)["scores"]["accuracy"] == pytest.approx(best, abs=1e-4)
 
 
 SPOILT = {
@@ -174,7 +129,8 @@ SPOILT = {
 
 @pytest.fixture
 def forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The user's folder to work in; afterwards neither their module nor the engine is remembered."""
+    """The user's folder to work in; neither their module nor the engine is remembered from one test to the next."""
+    sys.modules.pop("triplet", None)
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.path", [*sys.path])
     monkeypatch.setattr("sys.dont_write_bytecode", True)
@@ -184,6 +140,36 @@ def forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     GradientState._reset_state()
 
 
+def run(*arguments: str) -> int:
+    """One command in this process; the engine of the one before is forgotten."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return main(list(arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forgotten")
+def test_it_trains_resumes_evaluates_and_exports(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["triplet.yaml", "log.log_every=1 step", "data.num_workers=0", "schedule.name=constant"]
+    assert run("train", *settings, "run_dir=whole") == 0
+    said = capsys.readouterr().out
+    best = float(re.findall(r"best accuracy (0\.\d+)", said)[0])
+    assert best > CHANCE + 0.25
+    assert "advice:" not in said
+
+    assert run("train", *settings, "run_dir=half", "num_epochs=3") == 0
+    assert run("train", *settings, "run_dir=half") == 0
+    assert "resuming from" in capsys.readouterr().out
+    assert losses(folder / "half") == losses(folder / "whole")
+
+    assert run("export", "whole", "exported") == 0
+    assert load_file(folder / "exported" / "model.safetensors").keys() == {"embed.weight"}
+    for source in ("whole", "exported"):
+        capsys.readouterr()
+        assert run("evaluate", source, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["scores"]["accuracy"] == pytest.approx(best, abs=1e-4)
+
+
 @pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize("slip", SPOILT)
 def test_a_slip_is_said_in_a_sentence(slip: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +177,7 @@ def test_a_slip_is_said_in_a_sentence(slip: str, folder: Path, capsys: pytest.Ca
     code = on_page("python")
     assert old in code
     (folder / "triplet.py").write_text(code.replace(old, new), encoding="utf-8")
-    assert main(["train", "triplet.yaml", "max_steps=2", "num_epochs=null", "data.num_workers=0"]) in (1, 2)
+    assert run("train", "triplet.yaml", "max_steps=2", "num_epochs=null", "data.num_workers=0") in (1, 2)
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -217,3 +203,16 @@ def test_a_module_that_is_elsewhere(folder: Path, capsys: pytest.CaptureFixture[
 def test_a_file_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "triplet.yaml", "data.train_split=test"]) == 2
     assert "data.path: data/test.tsv is not there" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize(("switch", "count"), [("on", 1), ("off", 0)])
+def test_advice_is_given_once_in_a_run(switch: str, count: int, folder: Path) -> None:
+    code = on_page("python").replace("- gain(outputs)).mean()}", "- gain(outputs)).mean() * 1e4}")
+    (folder / "triplet.py").write_text(code, encoding="utf-8")
+    settings = ["triplet.yaml", "num_epochs=null", "log.log_every=1 step", "data.num_workers=0", f"advice={switch}"]
+    for max_steps in (2, 4):
+        assert run("train", *settings, f"max_steps={max_steps}") == 0
+    assert (folder / "runs" / "triplet" / "run.log").read_text(encoding="utf-8").count(
+        "advice: the gradient norm"
+    ) == count
