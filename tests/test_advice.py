@@ -98,6 +98,7 @@ def frozen(tower: str, num_parameters: int = 100_000) -> FrozenPart:
             {"heads": "head"},
         ),
         (GroupPlan([group("heads", layer=0)], [frozen("image", 10)]), {}),
+        (GroupPlan([group("heads", layer=0), group("image", layer=3)], [frozen("image")]), {}),
         (GroupPlan([group("small", layer=3)], []), {}),
     ],
 )

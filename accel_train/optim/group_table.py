@@ -34,7 +34,8 @@ def group_table(plan: GroupPlan, *, max_rows: int | None = None) -> Table:
     num_tensors = sum(len(group.param_names) for group in plan.groups)
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, collapse_padding=True)
     footers = {"layer": "", "tensors": str(num_tensors), "parameters": f"{trained:,}", "%": _percent(trained, total)}
-    table.add_column("group", "all that trains" if plan.frozen_parts else "all", no_wrap=True)
+    # On a narrow terminal names are folded, so that no number is cut.
+    table.add_column("group", "all that trains" if plan.frozen_parts else "all", overflow="fold")
     for name in ("layer", "tensors", "parameters", "%", "lr", "decay", "clip"):
         table.add_column(name, footers.get(name, ""), justify="right", no_wrap=True)
     for _, tower_rows in groupby(_rows(plan.groups, max_rows), key=lambda row: row.tower):
