@@ -12,14 +12,15 @@ SMALL = [ROOT / "configs" / "quickstart.yaml", *sorted((ROOT / "configs" / "smal
 SHORT = ["num_epochs=null", "data.num_workers=0", "data.global_batch_size=8", "data.micro_batch_size=4"]
 NO_EVALUATION = ["evaluation.at_start=false", "evaluation.evaluate_every=null"]
 
-FIRST_SCORE = {"scorer": "loss", "sequence_classification": "accuracy"}
+FIRST_SCORE = {"multimodal_llm": "token_accuracy", "scorer": "loss", "sequence_classification": "accuracy"}
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda path: path.stem)
 def test_every_small_configuration_trains(config: Path, tmp_path: Path) -> None:
-    settings = [*data_for(config, tmp_path), *SHORT, "max_steps=6", "log.log_every=1 step", *NO_EVALUATION]
+    phases = [f"phases.{phase.name}.start={2 * n} steps" for n, phase in enumerate(load_config(config).phases, 1)]
+    settings = [*data_for(config, tmp_path), *SHORT, *phases, "max_steps=6", "log.log_every=1 step", *NO_EVALUATION]
     done = train(config, tmp_path / "run", *settings, "evaluation.early_stopping=null")
     assert done.returncode == 0, done.stdout + done.stderr
     losses = [row["loss"] for row in metrics(tmp_path / "run", "train")]
@@ -84,3 +85,31 @@ def test_a_classifier_beats_the_largest_class(tmp_path: Path) -> None:
     assert scores[-1]["accuracy"] > 0.8
     assert scores[-1]["macro_f1"] > 0.8
     assert scores[-1]["loss"] < scores[0]["loss"]
+
+
+def test_two_phases_beat_chance_and_a_decoder_that_is_deaf_and_blind(tmp_path: Path) -> None:
+    """On made-up squares and tones. Chance is 25 % of recall: one of 12 images, and five of 12."""
+    small = ROOT / "configs" / "small"
+    first, second = small / "multimodal_llm_phase1.yaml", small / "multimodal_llm_from_scratch.yaml"
+    data = [
+        *data_for(first, tmp_path),
+        "data.global_batch_size=24",
+        "data.micro_batch_size=24",
+        "compute.num_threads=1",
+    ]
+    done = train(first, tmp_path / "first", *data, "num_epochs=12", "evaluation.evaluate_every=null")
+    assert done.returncode == 0, done.stdout + done.stderr
+    before, after = metrics(tmp_path / "first", "valid")
+    assert before["mean_recall"] < 0.4
+    assert after["mean_recall"] > 0.7
+    settings = [*data, "num_epochs=12", "evaluation.evaluate_every=null"]
+    done = train(second, tmp_path / "second", *settings, f"initialize_from={tmp_path / 'first'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone = small / "multimodal_llm_language_model.yaml"
+    assert train(alone, tmp_path / "alone", *settings).returncode == 0
+    found, deaf = (metrics(tmp_path / name, "valid")[-1] for name in ("second", "alone"))
+    assert found["token_accuracy"] > deaf["token_accuracy"] + 0.1
+    assert found["loss"] < deaf["loss"]
+    written = (tmp_path / "second" / "predictions" / "valid.csv").read_text(encoding="utf-8").splitlines()
+    assert written[0] == "image_id,audio_id,caption,written,loss"
+    assert len(written) == 13

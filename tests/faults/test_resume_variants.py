@@ -9,8 +9,9 @@ import torch
 
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.tasks.contrastive import ContrastiveTask
-from tests import rated
+from tests import rated, spoken
 from tests.labelled import small_config, write_dataset
+from tests.multimodal import DATA, SENSES, alignment_config, llm_config
 
 SGD = ["optimizer.name=sgd", "optimizer.momentum=0.9"]
 
@@ -118,6 +119,40 @@ def test_rated_images(experiment: Callable[..., Any], tmp_path: Path, engine: st
         run.config["data"]["path"] = str(folder)
         run.config["data"]["augmentation"] = {"horizontal_flip": 0.5}
         run.config["optimizer"]["towers"][2]["layers"] = ["_projection", r"logit_scale$", "_head", "^similarity_map"]
+        return run
+
+    assert_a_kill_changes_nothing(make, 2)
+
+
+@pytest.mark.parametrize(
+    ("phase", "engine"), [("alignment", "zero2"), ("llm", "ddp"), ("llm", "zero3"), ("llm", "fsdp2")]
+)
+def test_multimodal(experiment: Callable[..., Any], tmp_path: Path, phase: str, engine: str) -> None:
+    """Three modalities compared over the whole batch; adapters and a projector beside what is frozen."""
+    folder = str(spoken.write_dataset(tmp_path / "spoken", train=42))
+    data = DATA | {
+        "path": folder,
+        "global_batch_size": 8,
+        "micro_batch_size": 2,
+        "augmentation": {"horizontal_flip": 0.5},
+    }
+    senses = SENSES | {"audio": SENSES["audio"] | {"dropout": 0.2}}
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.2, "target_modules": ["q_proj", "down_proj"]}
+    towers = [
+        {"name": "learnt", "layers": ["lora_", "^projector", "^audio"], "lr": 1e-3},
+        {"name": "frozen", "layers": ["."], "lr": 0.0},
+    ]
+
+    def make(name: str) -> Any:
+        run = experiment(f"engine={engine}", name=name)
+        kept = {key: run.config[key] for key in ("schedule", "evaluation", "checkpoint", "log", "compute")}
+        if phase == "alignment":
+            config = alignment_config(folder, "run", data=data)
+        else:
+            config = llm_config(
+                folder, "run", changes={"data": data, "optimizer": {"towers": towers}}, **senses, lora=lora
+            )
+        run.config = config.model_dump(mode="json") | kept | {"max_steps": 10, "engine": engine}
         return run
 
     assert_a_kill_changes_nothing(make, 2)
