@@ -59,8 +59,9 @@ def starts_from_weights(config: RunConfig) -> bool:
 def judged_towers(plan: GroupPlan) -> dict[str, str]:
     """The towers whose rate can be judged, each with its key in RATES.
 
-    A deep tower is judged by its own frozen layers. Others are heads: they are judged where no deep tower trains, every tower
-    trains as a whole or not at all, and most of the model is frozen. Single numbers, such as the temperature, are never judged.
+    A deep tower is judged by its own frozen layers. Others are heads: they are judged where no deep tower trains, every
+    tower trains as a whole or not at all, and most of the model is frozen. Single numbers, such as the temperature, are
+    never judged.
     """
     deep = {group.tower for group in plan.groups if group.layer + 1 >= DEEP_TOWER}
     partly = {part.tower for part in plan.frozen_parts}

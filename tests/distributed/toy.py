@@ -1,13 +1,12 @@
 """A task whose loss adds up over tokens, with another number of targets in every sample.
 
-`python -m tests.distributed.toy train CONFIG` is `accel-train` with this task known to it.
+`python -m tests.distributed.toy train CONFIG` is `accel-train` for a run of it.
 """
 
 import torch
 from torch import Tensor, nn
 
 from accel_train.cli import run
-from accel_train.tasks.build import TASKS
 from accel_train.tasks.task import Batch, Task
 
 NAME = "tests.distributed.toy:TokenTask"
@@ -79,8 +78,6 @@ class TokenTask(Task):
     def scores(self, predictions: dict[str, Tensor], split: str) -> dict[str, float]:
         return {"negative_error": -float((predictions["values"] - predictions["target"]).square().mean())}
 
-
-TASKS[NAME] = TokenTask
 
 if __name__ == "__main__":
     run()
