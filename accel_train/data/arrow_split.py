@@ -126,7 +126,7 @@ def dataset_folder(path: str) -> Path:
 
 
 def read_description(folder: Path, task: str = "contrastive", count: str = "num_pairs") -> dict[str, Any]:
-    """dataset.json, checked as far as this version of the format goes. `count` is what each split of the task says of itself.
+    """dataset.json, checked as far as this version of the format goes. `count` is what a split of the task says of itself.
 
     Raises UserError for a dataset that was imported for another task.
     """

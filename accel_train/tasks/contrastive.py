@@ -44,7 +44,7 @@ class ContrastiveTask(Task):
     compares_whole_batch = True
     splits_loss: ClassVar[bool] = True
     shared_outputs: ClassVar[frozenset[str]] = frozenset({"logit_scale", "logit_bias"})
-    score_names: ClassVar[tuple[str, ...]] = (
+    score_names: tuple[str, ...] = (
         "mean_recall",
         *(f"{direction}_recall@{k}" for direction in DIRECTIONS for k in RECALL_AT),
         *(f"{direction}_mean_recall" for direction in DIRECTIONS),

@@ -39,7 +39,7 @@ class ScorerTask(Task):
     config_class: ClassVar[type[RunConfig]] = ScorerConfig
     shared_outputs: ClassVar[frozenset[str]] = frozenset({"logit_scale"})
     loss_columns = (*RATINGS, "explanation_key", "has_explanation")
-    score_names: ClassVar[tuple[str, ...]] = (
+    score_names: tuple[str, ...] = (
         "srocc",
         *(f"{correlation}_{rating}" for correlation in CORRELATIONS for rating in RATINGS),
     )

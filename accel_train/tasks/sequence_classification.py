@@ -30,7 +30,7 @@ class SequenceClassificationTask(Task):
 
     config: SequenceClassificationConfig
     config_class: ClassVar[type[RunConfig]] = SequenceClassificationConfig
-    score_names: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    score_names: tuple[str, ...] = ("accuracy", "macro_f1")
 
     def build_model(self) -> nn.Module:
         data = self.config.data

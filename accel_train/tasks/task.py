@@ -35,7 +35,7 @@ class Task(ABC):
     splits_loss: ClassVar[bool] = False
     """Under `cached`: True if `losses` takes only the rows named by `batch["anchors"]` (start, stop), so that ranks share
     the work and their losses add up. False: every rank computes the whole loss."""
-    score_names: ClassVar[tuple[str, ...]] = ()
+    score_names: tuple[str, ...] = ()
     """Every score that `scores` gives, the one that judges a run first unless `evaluation.best_score` names another."""
     output_inputs: ClassVar[dict[str, tuple[str, ...]]] = {}
     """For each output, the batch columns that only it needs. An output that needs no gradient (a frozen tower) is left out

@@ -24,6 +24,7 @@ from accel_train.tasks.contrastive import ContrastiveTask
 from accel_train.tools.prompts import PLACE, ImageClass, name_classes, read_templates
 from accel_train.tools.trained import open_config, open_trained
 
+ACCURACY_AT = (1, 5)
 RANKS_SHOWN = 5
 
 
@@ -50,6 +51,8 @@ class ZeroShot(ContrastiveTask):
     def __init__(self, config: ContrastiveConfig, problem: Problem) -> None:
         super().__init__(config)
         self.problem = problem
+        ks = [k for k in ACCURACY_AT if k <= len(problem.classes)]
+        self.score_names = (*(f"accuracy@{k}" for k in ks), "mean_per_class_accuracy")
 
     def evaluation_sets(self, split: str) -> list[Dataset]:
         problem = self.problem
@@ -59,7 +62,7 @@ class ZeroShot(ContrastiveTask):
     def scores(self, predictions: dict[str, Tensor], split: str) -> dict[str, float]:
         similarity = class_similarity(predictions, self.problem)
         try:
-            accuracy = accuracy_at(similarity, self.problem.labels)
+            accuracy = accuracy_at(similarity, self.problem.labels, ks=ACCURACY_AT)
         except ValueError as error:
             raise UserError(f"{self.problem.folder}: its images can't be classified, {error}.") from error
         scores = {f"accuracy@{k}": value for k, value in accuracy.items()}
