@@ -64,7 +64,8 @@ def caption_tokens(data: CaptionData) -> CaptionTokens:
 
 def _ids(tokenizer: CaptionTokenizer, text: str) -> list[int]:
     """Without padding."""
-    ids, mask = tokenizer.encode(text)
+    with torch.device("cpu"):  # a model may be about to be built on another one, without values
+        ids, mask = tokenizer.encode(text)
     found: list[int] = ids[mask.bool()].tolist()
     return found
 

@@ -12,7 +12,9 @@ from accel_train.config.multimodal_alignment import MultimodalAlignmentConfig
 from accel_train.config.rules import check_rules
 from accel_train.data.spoken_split import open_spoken_split
 from accel_train.errors import UserError
+from accel_train.optim.param_groups import plan_groups
 from accel_train.tasks.multimodal_alignment import DIRECTIONS, MultimodalAlignmentTask
+from accel_train.tools.memory import activation_bytes
 from tests.multimodal import BERT, SENSES, alignment_config
 from tests.spoken import write_dataset
 
@@ -129,6 +131,14 @@ def test_example_batch_has_the_shapes_of_a_real_one(task: MultimodalAlignmentTas
     real, made = batch_of(task, 3), task.example_batch(3)
     for name, column in made.items():
         assert (column.shape, column.dtype) == (real[name].shape, real[name].dtype), name
+
+
+def test_without_values(task: MultimodalAlignmentTask) -> None:
+    """As `plan` builds it."""
+    with torch.device("meta"):
+        model = task.build_model()
+    groups = plan_groups(model, task.config.optimizer)
+    assert activation_bytes(model, groups, task.config, task.example_batch(2)) > 10_000
 
 
 def problems(config: MultimodalAlignmentConfig) -> str:

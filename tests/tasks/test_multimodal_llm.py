@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 from accel_train.config.rules import check_rules
 from accel_train.data.captions import caption_tokens
 from accel_train.errors import UserError
+from accel_train.optim.param_groups import plan_groups
 from accel_train.tasks.multimodal_alignment import MultimodalAlignmentTask
 from accel_train.tasks.multimodal_llm import MultimodalLlmTask
+from accel_train.tools.memory import activation_bytes
 from tests.multimodal import DATA, LLAMA, alignment_config, llm_config
 from tests.spoken import write_dataset, write_decoder
 
@@ -179,6 +181,18 @@ def test_example_batch_has_the_shapes_of_a_real_one(path: str) -> None:
     assert set(made) == set(real) - {"sample_id"}
     for name, column in made.items():
         assert (column.shape, column.dtype) == (real[name].shape, real[name].dtype), name
+
+
+def test_without_values(path: str) -> None:
+    """As `plan` builds it."""
+    task = MultimodalLlmTask(llm_config(path, "unused", lora=LORA, projector={"reads": "tokens", "num_tokens": 4}))
+    with torch.device("meta"):
+        model = task.build_model()
+    groups = plan_groups(model, task.config.optimizer)
+    assert activation_bytes(model, groups, task.config, task.example_batch(2)) > 10_000
+    assert {name: p.shape for name, p in model.named_parameters()} == {
+        name: p.shape for name, p in task.build_model().named_parameters()
+    }
 
 
 @pytest.mark.parametrize(
