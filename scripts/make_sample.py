@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from accel_train.tools.import_data import import_data
+from accel_train.tools.imports.pairs import import_data
 
 QUALITY = 80
 VOCAB_SIZE = 2000

@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from accel_train.tools.import_texts import import_texts
+from accel_train.tools.imports.texts import import_texts
 
 TOPICS = {
     "music": ["guitar", "song", "drum", "melody", "chorus", "piano"],

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from accel_train.data.readers.ratings import RatingColumns
-from accel_train.tools.import_ratings import import_ratings
+from accel_train.tools.imports.ratings import import_ratings
 
 COLOURS = {"红色": (200, 30, 30), "绿色": (30, 180, 60), "蓝色": (40, 60, 210), "黄色": (220, 200, 40)}
 MOST_BLUR = 4.0

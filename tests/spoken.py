@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from accel_train.tools.import_speech import import_speech
+from accel_train.tools.imports.speech import import_speech
 
 COLOURS = {"red": (210, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (220, 200, 40)}
 PLACES = ("left", "right", "top")

@@ -149,8 +149,8 @@ def test_export(calls: Callable[..., list[Any]]) -> None:
 
 
 def test_import(calls: Callable[..., list[Any]]) -> None:
-    recorded = calls("accel_train.tools.import_data", "import_data")
-    printed = calls("accel_train.tools.import_summary", "print_import")
+    recorded = calls("accel_train.tools.imports.pairs", "import_data")
+    printed = calls("accel_train.tools.imports.summary", "print_import")
     argv = [
         "import",
         "a.csv",
@@ -182,7 +182,7 @@ def test_import(calls: Callable[..., list[Any]]) -> None:
 
 
 def test_import_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
-    from accel_train.tools.import_data import FORMATS
+    from accel_train.tools.imports.pairs import FORMATS
 
     with pytest.raises(SystemExit):
         cli.main(["import", "--help"])

@@ -26,8 +26,8 @@ def import_pairs(argv: list[str]) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    from accel_train.tools.import_data import import_data
-    from accel_train.tools.import_summary import print_import
+    from accel_train.tools.imports.pairs import import_data
+    from accel_train.tools.imports.summary import print_import
 
     summary = import_data(
         arguments.source,

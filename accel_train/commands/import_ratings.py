@@ -33,8 +33,8 @@ def import_ratings(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
 
     from accel_train.data.readers.ratings import RatingColumns
-    from accel_train.tools.import_ratings import import_ratings as run
-    from accel_train.tools.import_ratings import print_import
+    from accel_train.tools.imports.ratings import import_ratings as run
+    from accel_train.tools.imports.ratings import print_import
 
     summary = run(
         arguments.source,

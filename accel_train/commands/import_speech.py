@@ -24,8 +24,8 @@ def import_speech(argv: list[str]) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    from accel_train.tools.import_speech import import_speech as run
-    from accel_train.tools.import_speech import print_speech_import
+    from accel_train.tools.imports.speech import import_speech as run
+    from accel_train.tools.imports.speech import print_speech_import
 
     summary = run(
         arguments.source,

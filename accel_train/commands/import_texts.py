@@ -27,7 +27,7 @@ def import_texts(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
 
     from accel_train.data.readers.labelled_texts import TextColumns
-    from accel_train.tools import import_texts as tool
+    from accel_train.tools.imports import texts as tool
 
     summary = tool.import_texts(
         arguments.source,

@@ -19,8 +19,8 @@ def rating_loss(
 ) -> Tensor:
     """Mean over rows of the loss between (n,) predictions and ratings; 0-d.
 
-    The target is (1 - e) x rating + e x mean_rating with e = label_smoothing. smooth_l1 with d = |difference|: d^2 / (2 beta)
-    up to beta, then d - beta / 2 (Girshick 2015).
+    The target is (1 - e) x rating + e x mean_rating with e = label_smoothing. smooth_l1 with d = |difference|:
+    d^2 / (2 beta) up to beta, then d - beta / 2 (Girshick 2015).
     """
     target = (1 - label_smoothing) * rated.to(predicted.dtype) + label_smoothing * mean_rating
     if name == "mse":

@@ -161,6 +161,6 @@ def test_a_dataset_for_another_task_is_told_by_its_name(dataset_folder: Path) ->
     description = json.loads((dataset_folder / "dataset.json").read_text())
     description |= {"task": "scorer", "splits": {"train": {"num_samples": 3}}}
     (dataset_folder / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(UserError, match="imported for the task scorer, not for contrastive. Import it with --task c"):
+    with pytest.raises(UserError, match=r"imported for the task scorer, not for contrastive\. Import it with --task c"):
         open_split(str(dataset_folder), "train")
     assert read_description(dataset_folder, "scorer", "num_samples")["splits"] == {"train": {"num_samples": 3}}

@@ -89,7 +89,7 @@ def test_interleaved_shares(num_rows: int, world_size: int, num_micro_batches: i
 
 
 def test_interleaved_ranks_have_short_and_long_rows_alike() -> None:
-    """Of 64 rows sorted by length, ranks differ by less than the span of one micro-batch; contiguous shares by half of all."""
+    """Of 64 rows sorted by length, ranks differ by less than a micro-batch; contiguous shares by half of all."""
     rows = np.arange(64)
 
     def means(interleaved: bool) -> list[float]:

@@ -15,7 +15,7 @@ from accel_train.config.contrastive import ClipModelSection, ContrastiveConfig
 from accel_train.config.schema import RunConfig
 from accel_train.data.readers.ratings import RatingColumns
 from accel_train.tasks.contrastive import ContrastiveTask
-from accel_train.tools.import_ratings import import_ratings
+from accel_train.tools.imports.ratings import import_ratings
 from tests.distributed.pairs import NUM_PAIRS, write_pairs
 from tests.distributed.ranks import run_ranks
 from tests.distributed.reference import Reference, train_plainly

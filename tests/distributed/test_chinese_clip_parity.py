@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_train.tools.import_data import import_data
+from accel_train.tools.imports.pairs import import_data
 from tests.distributed.ranks import run_ranks
 from tests.original_trainer import Trace, train_as_the_original, write_config, write_source
 

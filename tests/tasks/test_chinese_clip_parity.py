@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_train.tools.import_data import import_data
+from accel_train.tools.imports.pairs import import_data
 from tests.original_trainer import LARGEST, Trace, train_as_the_original, write_config, write_source
 from tests.short_runs import metrics, train
 

@@ -17,7 +17,7 @@ from accel_train.errors import CheckFailed, UserError
 from accel_train.models.scorer import Scorer
 from accel_train.tasks.contrastive import ContrastiveTask
 from accel_train.tasks.scorer import ScorerTask
-from accel_train.tools.import_ratings import import_ratings
+from accel_train.tools.imports.ratings import import_ratings
 from tests.rated import write_ratings
 
 Make = Callable[..., ScorerTask]

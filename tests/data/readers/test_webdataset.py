@@ -14,7 +14,7 @@ from accel_train.data.arrow_split import open_split
 from accel_train.data.readers import webdataset
 from accel_train.data.readers.records import BadRecord, Columns, ImageRecord, Record, TextRecord
 from accel_train.errors import UserError
-from accel_train.tools.import_data import find_source, import_data
+from accel_train.tools.imports.pairs import find_source, import_data
 
 Files = list[tuple[str, bytes]]
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from accel_train.tools.import_data import ImportSummary
-from accel_train.tools.import_summary import print_import
+from accel_train.tools.imports.pairs import ImportSummary
+from accel_train.tools.imports.summary import print_import
 
 COUNTS = {"num_images": 1200, "num_texts": 2400, "num_pairs": 2500, "fingerprint": "f"}
 CLEAN = ImportSummary("data/x", "csv", {"train": COUNTS}, 0, [], 0, None)

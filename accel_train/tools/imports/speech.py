@@ -14,8 +14,8 @@ from accel_train.data.text import caption_vocabulary, save_tokenizer
 from accel_train.data.transforms import UnreadableImage, decode, open_image
 from accel_train.data.wav import UnreadableAudio, read_wav
 from accel_train.errors import UserError
-from accel_train.tools.import_data import check_options, find_source, progress_of_import
-from accel_train.tools.import_split import CHECK_SIZE, BadRecords
+from accel_train.tools.imports.pairs import check_options, find_source, progress_of_import
+from accel_train.tools.imports.split import CHECK_SIZE, BadRecords
 from accel_train.tools.written_aside import written_aside
 
 

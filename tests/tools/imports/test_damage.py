@@ -15,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from accel_train.errors import UserError
-from accel_train.tools.import_data import import_data
+from accel_train.tools.imports.pairs import import_data
 
 Spoil = Callable[[Path], None]
 

@@ -11,7 +11,7 @@ from accel_train.data.labelled_split import open_labelled_split, read_labels
 from accel_train.data.text import open_tokenizer
 from accel_train.data.tokenizer_files import find_tokenizer
 from accel_train.errors import UserError
-from accel_train.tools.import_texts import import_texts
+from accel_train.tools.imports.texts import import_texts
 from tests.labelled import NUM_BY_SPLIT, TOPICS, labelled_lines, write_source
 
 

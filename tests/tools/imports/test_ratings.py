@@ -12,7 +12,7 @@ from accel_train.cli import main
 from accel_train.data.rated_images import open_rated_split
 from accel_train.data.readers.ratings import RatingColumns
 from accel_train.errors import UserError
-from accel_train.tools.import_ratings import RatingsSummary, import_ratings
+from accel_train.tools.imports.ratings import RatingsSummary, import_ratings
 from tests.rated import write_ratings
 
 Rows = list[dict[str, str]]

@@ -10,7 +10,7 @@ from accel_train.cli import main
 from accel_train.data.arrow_split import open_split
 from accel_train.data.spoken_split import open_spoken_split
 from accel_train.errors import UserError
-from accel_train.tools.import_speech import SpeechSummary, import_speech
+from accel_train.tools.imports.speech import SpeechSummary, import_speech
 from tests.spoken import write_source
 
 

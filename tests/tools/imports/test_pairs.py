@@ -15,7 +15,7 @@ from pyarrow import parquet
 from accel_train.data.arrow_split import open_split
 from accel_train.data.text import open_tokenizer
 from accel_train.errors import UserError
-from accel_train.tools.import_data import FORMATS, import_data
+from accel_train.tools.imports.pairs import FORMATS, import_data
 
 
 @dataclass

@@ -25,7 +25,7 @@ from accel_train.data.readers import (
 from accel_train.data.readers.records import Columns, Record
 from accel_train.data.text import SPECIAL_TOKENS, caption_vocabulary, save_tokenizer
 from accel_train.errors import UserError
-from accel_train.tools.import_split import BadRecords, SplitImport
+from accel_train.tools.imports.split import BadRecords, SplitImport
 from accel_train.tools.written_aside import written_aside
 
 FindSplits = Callable[[Path], dict[str, list[Path]]]

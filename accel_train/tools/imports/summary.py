@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from accel_train.tools.import_data import ImportSummary
+from accel_train.tools.imports.pairs import ImportSummary
 
 
 def print_import(summary: ImportSummary, *, as_json: bool) -> None:
