@@ -33,7 +33,7 @@ class MultimodalAlignmentTask(Task):
     splits_loss: ClassVar[bool] = True
     shared_outputs: ClassVar[frozenset[str]] = frozenset({"logit_scale"})
     loss_columns = tuple(f"{kind}_key" for kind in MODALITIES)
-    score_names: ClassVar[tuple[str, ...]] = (
+    score_names: tuple[str, ...] = (
         "mean_recall",
         *(f"{query}_to_{target}_recall@{k}" for query, target in DIRECTIONS for k in RECALL_AT),
         *(f"{query}_to_{target}_mean_recall" for query, target in DIRECTIONS),

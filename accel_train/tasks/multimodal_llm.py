@@ -34,7 +34,7 @@ class MultimodalLlmTask(Task):
 
     config: MultimodalLlmConfig
     config_class: ClassVar[type[RunConfig]] = MultimodalLlmConfig
-    score_names: ClassVar[tuple[str, ...]] = ("token_accuracy", "exact_match")
+    score_names: tuple[str, ...] = ("token_accuracy", "exact_match")
 
     @property
     def senses(self) -> tuple[str, ...]:
