@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 EngineName = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -30,6 +30,11 @@ def interval_in_steps(interval: str, steps_per_epoch: int) -> int:
     found = INTERVAL.match(interval)
     assert found, interval  # the schema has checked it
     return int(found[1]) * (steps_per_epoch if found[2] == "epoch" else 1)
+
+
+def as_switch(value: Any) -> Any:
+    """`on` and `off` for the booleans that other YAML readers make of these words."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
 
 
 class DataSection(Section):
@@ -230,7 +235,7 @@ class RunConfig(Section):
     log: LogSection = LogSection()
     compute: ComputeSection = ComputeSection()
     zero: ZeroSection = ZeroSection()
-    advice: Literal["on", "off"] = "on"
+    advice: Annotated[Literal["on", "off"], BeforeValidator(as_switch)] = "on"
     """`off` silences the advice that `plan` and `train` give about learning rates, gradients and scores."""
 
     def contradictions(self) -> Iterator[str]:

@@ -50,6 +50,8 @@ class FeatureFile:
     """What was embedded, in words."""
     identity: str = ""
     """Digest of the weights, the input and how it was read: equal for equal features."""
+    logit_scale: float | None = None
+    """What the model multiplies its cosines by, without a clamp. None: not known."""
 
     def features(self, kind: str) -> Tensor | None:
         return self.image_features if kind == "image" else self.text_features
@@ -73,6 +75,7 @@ def write_features(path: Path, content: FeatureFile) -> None:
         "source": content.source,
         "dataset": content.dataset,
         "identity": content.identity,
+        "logit_scale": content.logit_scale,
     }
     metadata = {METADATA: json.dumps(about, ensure_ascii=False)}
     try:
@@ -107,6 +110,7 @@ def read_features(path: str | Path) -> FeatureFile:
         columns.get("text_ids", []),
         about["dataset"],
         about["identity"],
+        about["logit_scale"],
     )
     _check(path, content)
     return content
@@ -189,4 +193,4 @@ def _about(text: str | bytes | None) -> dict[str, Any]:
         raise ValueError(f"its metadata {METADATA!r} is no mapping")
     if about.get("format") != FORMAT:
         raise ValueError(f"its format is {about.get('format')!r}, and this program reads {FORMAT!r}")
-    return {"fingerprint": None, "source": "", "dataset": "", "identity": ""} | about
+    return {"fingerprint": None, "source": "", "dataset": "", "identity": "", "logit_scale": None} | about

@@ -108,12 +108,13 @@ class StoredTeacher:
         section = config.distillation
         assert section is not None and section.features is not None
         self.device = device
-        if "similarity" in section.guides:
-            raise UserError(
-                "distillation.guides: similarity needs the teacher's temperature, which a file of features does not hold. "
-                "Give distillation.teacher in the place of distillation.features, or take similarity out."
-            )
         content = read_features(section.features)
+        self.logit_scale = content.logit_scale
+        if "similarity" in section.guides and self.logit_scale is None:
+            raise UserError(
+                f"distillation.guides: similarity needs the teacher's temperature, and {section.features} does not hold it. "
+                "Write the file again with `accel-train embed`, or take similarity out."
+            )
         split = open_split(config.data.path, config.data.train_split)
         if content.fingerprint != split.fingerprint:
             raise UserError(
@@ -130,10 +131,13 @@ class StoredTeacher:
 
     def features(self, batch: Batch) -> Batch:
         pairs = batch["sample_id"].cpu()
-        return {
+        found = {
             f"teacher_{kind}_features": features[rows[pairs]].to(self.device)
             for kind, (features, rows) in self.columns.items()
         }
+        if self.logit_scale is not None:
+            found["teacher_logit_scale"] = torch.full((len(pairs),), self.logit_scale, device=self.device)
+        return found
 
 
 def _features(content: FeatureFile, kind: str, path: str) -> Tensor:

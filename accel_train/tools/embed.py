@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from accel_train.config.contrastive import ContrastiveConfig
+from accel_train.config.schema import RunConfig
 from accel_train.data.arrow_split import open_split
 from accel_train.data.dataset import Dataset
 from accel_train.data.feature_file import FeatureFile, check_ending, read_features, write_features
@@ -108,7 +109,7 @@ def open_inputs(config: ContrastiveConfig, asked: Asked) -> Inputs:
 @torch.no_grad()
 def compute(
     engine: Engine,
-    config: ContrastiveConfig,
+    config: RunConfig,
     inputs: Inputs,
     blocks: dict[str, list[Block]],
     parts: Parts,
@@ -155,7 +156,7 @@ def _compute(engine: Engine, block: Block | None, replies: Iterator[Reply], part
     return block.stop - block.start, unreadable
 
 
-def _replies(dataset: Dataset, blocks: list[Block], config: ContrastiveConfig) -> Iterator[Reply]:
+def _replies(dataset: Dataset, blocks: list[Block], config: RunConfig) -> Iterator[Reply]:
     requests = [Request(tuple(batch), None) for block in blocks for batch in block.batches()]
     return read_requests(
         dataset,
@@ -217,6 +218,7 @@ def _finish(
     if not engine.is_main:
         return
     content = FeatureFile(None, None, inputs.fingerprint, trained.source, dataset=inputs.name, identity=identity)
+    content.logit_scale = float(trained.model.state_dict()["logit_scale"].exp())
     for kind, listed in blocks.items():
         rows, features = parts.join(listed)
         ids = [inputs.ids[kind][row] for row in rows.tolist()]

@@ -147,3 +147,8 @@ def test_no_override_breaks_the_reader(valid_file: Path, overrides: list[str]) -
         pass
     else:
         assert not overrides
+
+
+@pytest.mark.parametrize(("written", "advice"), [("on", "on"), ("off", "off"), ("true", "on"), ("false", "off")])
+def test_a_switch_may_have_been_through_another_yaml_writer(written: str, advice: str, load: Load) -> None:
+    assert load(f"advice={written}").advice == advice

@@ -285,7 +285,8 @@ def stored(make_config, export, tmp_path) -> Callable[..., tuple[str, str]]:
                 found[f"{kind}_features"] = model(batch)[f"{kind}_features"]
             found[f"{kind}_ids"] = [str(row) for row in range(len(dataset))]
         split = open_split(task.config.data.path, "train")
-        values = {**found, "fingerprint": split.fingerprint, "source": "a model", **changes}
+        scale = float(model.state_dict()["logit_scale"].exp())
+        values = {**found, "fingerprint": split.fingerprint, "source": "a model", "logit_scale": scale, **changes}
         write_features(tmp_path / "features.safetensors", FeatureFile(**values))
         return folder, str(tmp_path / "features.safetensors")
 
@@ -294,9 +295,8 @@ def stored(make_config, export, tmp_path) -> Callable[..., tuple[str, str]]:
 
 def test_stored_features_give_the_live_teachers_loss(make_config, stored, batch) -> None:
     folder, file = stored()
-    guides = ["image_features", "text_features"]
     live, kept = (
-        losses(ready(with_teacher(make_config(), guides=guides, **source)), batch)
+        losses(ready(with_teacher(make_config(), guides=ALL, **source)), batch)
         for source in ({"teacher": folder}, {"features": file})
     )
     assert live.keys() == kept.keys()
@@ -315,5 +315,6 @@ def test_features_that_the_guides_lack_are_refused(make_config, stored) -> None:
     ready(with_teacher(make_config(), features=file))
     with pytest.raises(UserError, match=r"holds no text_features, which distillation.guides asks for"):
         ready(with_teacher(make_config(), features=file, guides=["text_features"]))
+    _, file = stored(logit_scale=None)
     with pytest.raises(UserError, match="similarity needs the teacher's temperature"):
         ready(with_teacher(make_config(), features=file, guides=["similarity"]))
