@@ -74,14 +74,18 @@ def check_resumable(saved: dict[str, Any], config: RunConfig, dataset_fingerprin
 
 def load_initial_weights(task: Task, model: nn.Module, source: str, log: RunLog) -> None:
     """`initialize_from`: weights of another run, of a checkpoint, or of a folder that the model's own format reads."""
+    log.say(initial_weights(task, model, source))
+
+
+def initial_weights(task: Task, model: nn.Module, source: str) -> str:
+    """As `load_initial_weights`; returns what the log is to say."""
     folder = checkpoint_folder(Path(source))
     if folder is None:
         task.load_pretrained(model, source)
-        log.say(f"weights from {source}")
-        return
+        return f"weights from {source}"
     weights, remark = task.starting_weights(load_weights(folder), model)
     put_weights(model, weights, folder)
-    log.say(f"weights from {folder}{remark}")
+    return f"weights from {folder}{remark}"
 
 
 def carried_state(config: RunConfig, task: Task, model: nn.Module) -> CarriedState:

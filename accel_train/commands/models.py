@@ -65,6 +65,8 @@ def embed(argv: list[str]) -> None:
     """Writes a model's features of images and texts: of a split, a folder or a file.
 
     Works over all ranks. After a kill the same command goes on where it stopped. OUTPUT ends in .safetensors or .parquet.
+    For the multimodal tasks OUTPUT is FOLDER/SPLIT.safetensors, what the encoders give for the split; training reads the
+    folder as data.features.
     """
     parser = make_parser(embed, "accel-train embed runs/quickstart features.safetensors --split train")
     _add_source(parser)
@@ -84,8 +86,11 @@ def embed(argv: list[str]) -> None:
         raise UserError(f"--max-unreadable is {arguments.max_unreadable}; it is a number from 0.")
 
     from accel_train.tools.embed import Asked
-    from accel_train.tools.embed import embed as run
+    from accel_train.tools.embed import embed as embed_pairs
+    from accel_train.tools.embed_senses import embed_senses, has_senses
+    from accel_train.tools.trained import open_config
 
+    run = embed_senses if has_senses(open_config(arguments.source, arguments.overrides)) else embed_pairs
     run(
         arguments.source,
         arguments.output,

@@ -50,6 +50,9 @@ class SpokenImageData(DataSection, ImageInput, TextInput):
     max_audio_seconds: Annotated[float, Field(gt=0)] = 30.0
     """A recording is cut or padded with silence to this length."""
     augmentation: CropAndFlip = CropAndFlip()
+    features: str | None = None
+    """A folder with SPLIT.safetensors for the splits in use, the frozen encoders' outputs as `accel-train embed` wrote them.
+    They are read instead of images, recordings and captions. null: the encoders run in every step."""
 
     @property
     def num_audio_samples(self) -> int:
@@ -66,6 +69,17 @@ def backbone_rules(where: str, section: Backbone | LogMelConv | None) -> Iterato
         yield (
             f"{where}config: {section.config!r} would be ignored beside {where}pretrained ({section.pretrained!r}), "
             "whose folder holds its own. Take it out, or use architecture."
+        )
+
+
+def features_rules(data: SpokenImageData) -> Iterator[str]:
+    """Contradictions between `data.features` and the rest of the data's section."""
+    if data.features is None:
+        return
+    if data.augmentation.crop_scale is not None or data.augmentation.horizontal_flip > 0:
+        yield (
+            "data.features: stored features are those of images without augmentation, so data.augmentation would be "
+            "ignored. Take one of them out."
         )
 
 

@@ -7,7 +7,14 @@ from pydantic import Field
 
 from accel_train.config.contrastive import Backbone
 from accel_train.config.inputs import crop_rules
-from accel_train.config.multimodal import AlignerSection, AudioSection, SpokenImageData, backbone_rules, tokenizer_rule
+from accel_train.config.multimodal import (
+    AlignerSection,
+    AudioSection,
+    SpokenImageData,
+    backbone_rules,
+    features_rules,
+    tokenizer_rule,
+)
 from accel_train.config.schema import RunConfig, Section
 
 
@@ -50,6 +57,7 @@ class MultimodalAlignmentConfig(RunConfig):
             yield from backbone_rules(f"model.{name}.", section)
         yield from crop_rules(self.data.augmentation)
         yield from tokenizer_rule(self.data)
+        yield from features_rules(self.data)
         if model.max_logit_scale and 1 / model.temperature > model.max_logit_scale * (1 + 1e-6):
             yield (
                 f"model.temperature: {model.temperature:g} starts logit_scale at {1 / model.temperature:g}, above "

@@ -7,7 +7,14 @@ from pydantic import Field
 
 from accel_train.config.contrastive import Backbone
 from accel_train.config.inputs import crop_rules
-from accel_train.config.multimodal import AlignerSection, AudioSection, SpokenImageData, backbone_rules, tokenizer_rule
+from accel_train.config.multimodal import (
+    AlignerSection,
+    AudioSection,
+    SpokenImageData,
+    backbone_rules,
+    features_rules,
+    tokenizer_rule,
+)
 from accel_train.config.schema import RunConfig, Section
 
 
@@ -90,3 +97,11 @@ class MultimodalLlmConfig(RunConfig):
             )
         yield from crop_rules(self.data.augmentation)
         yield from tokenizer_rule(self.data)
+        yield from features_rules(self.data)
+        if self.data.features is not None and not has_inputs:
+            yield "data.features: it would be ignored, since model.image and model.audio are null. Take it out."
+        if self.data.features is not None and model.projector is not None and model.projector.reads == "tokens":
+            yield (
+                "data.features: only one vector of each image and recording is stored, but model.projector.reads is tokens. "
+                "Set it to features, or data.features to null."
+            )

@@ -77,9 +77,9 @@ class CaptionDataset:
     """
 
     def __init__(self, data: CaptionData, split: str, *, seed: int, senses: tuple[str, ...]) -> None:
-        self._parts = SpokenImages(data, split, seed=seed)
+        self._parts = SpokenImages(data, split, seed=seed, kinds=senses)
         self.split: SpokenSplit = self._parts.split
-        self.fingerprint = f"captions of spoken images {self.split.fingerprint}"
+        self.fingerprint = f"captions of spoken images {self._parts.fingerprint}"
         self._senses = senses
         self._tokens = caption_tokens(data)
 

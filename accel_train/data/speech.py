@@ -5,6 +5,7 @@ from torch import Tensor
 
 from accel_train.config.multimodal import SpokenImageData
 from accel_train.data.dataset import UnreadableSample
+from accel_train.data.encoder_features import EncoderFeatures, open_encoder_features
 from accel_train.data.spoken_split import SpokenSplit, open_spoken_split
 from accel_train.data.text import CaptionTokenizer, open_tokenizer
 from accel_train.data.tokenizer_files import find_tokenizer
@@ -21,20 +22,32 @@ def speech_tokenizer(data: SpokenImageData) -> CaptionTokenizer:
 
 
 class SpokenImages:
-    """Reads what a split holds, one modality at a time.
+    """Reads what a split holds of the modalities in `kinds`, one at a time.
 
     pixel_values uint8 (3, image_size, image_size); waveform fp32 (data.num_audio_samples,) from -1 to 1, and
-    num_audio_samples, how many of them are real; input_ids and attention_mask int64 (max_text_length,).
+    num_audio_samples, how many of them are real; input_ids and attention_mask int64 (max_text_length,). With data.features
+    instead image_vector, audio_vector and text_vector fp32 (W,), what the encoders give for them.
     """
 
-    def __init__(self, data: SpokenImageData, split: str, *, seed: int) -> None:
+    def __init__(self, data: SpokenImageData, split: str, *, seed: int, kinds: tuple[str, ...]) -> None:
         self.split: SpokenSplit = open_spoken_split(data.path, split)
         self._data = data
         self._seed = seed
         self._tokenizer = speech_tokenizer(data)
+        self._stored: EncoderFeatures | None = None
+        if data.features is not None:
+            self._stored = open_encoder_features(data.features, self.split, kinds)
+
+    @property
+    def fingerprint(self) -> str:
+        """The split's, and where features are stored, of which encoders."""
+        stored = "" if self._stored is None else f", features {self._stored.identity}"
+        return f"{self.split.fingerprint}{stored}"
 
     def image(self, row: int, sample: int, epoch: int | None) -> dict[str, Tensor]:
         """Augmented as this sample of this epoch; without an epoch not at all."""
+        if self._stored is not None:
+            return {"image_vector": self._stored.vectors["image"][row]}
         data, augmentation = self._data, self._data.augmentation
         encoded = self.split.images.value("image", row)
         try:
@@ -56,6 +69,8 @@ class SpokenImages:
         return {"pixel_values": pixels}
 
     def audio(self, row: int) -> dict[str, Tensor]:
+        if self._stored is not None:
+            return {"audio_vector": self._stored.vectors["audio"][row]}
         try:
             samples, rate = read_wav(self.split.recordings.value("audio", row))
         except UnreadableAudio as error:
@@ -65,6 +80,8 @@ class SpokenImages:
         return {"waveform": torch.from_numpy(waveform), "num_audio_samples": torch.tensor(real)}
 
     def text(self, row: int) -> dict[str, Tensor]:
+        if self._stored is not None:
+            return {"text_vector": self._stored.vectors["text"][row]}
         input_ids, attention_mask = self._tokenizer.encode(self.split.texts.value("text", row))
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
@@ -76,8 +93,8 @@ class SpokenImageDataset:
     """
 
     def __init__(self, data: SpokenImageData, split: str, *, seed: int) -> None:
-        self.parts = SpokenImages(data, split, seed=seed)
-        self.fingerprint = f"spoken images {self.parts.split.fingerprint}"
+        self.parts = SpokenImages(data, split, seed=seed, kinds=MODALITIES)
+        self.fingerprint = f"spoken images {self.parts.fingerprint}"
 
     def __len__(self) -> int:
         return self.parts.split.num_samples
@@ -98,9 +115,9 @@ class OneModality:
     """Every image, recording or text of a split once, without augmentation. Columns: the modality's own, sample_id."""
 
     def __init__(self, data: SpokenImageData, split: str, kind: str) -> None:
-        self._parts = SpokenImages(data, split, seed=0)
+        self._parts = SpokenImages(data, split, seed=0, kinds=(kind,))
         self._kind = kind
-        self.fingerprint = f"{kind} of spoken images {self._parts.split.fingerprint}"
+        self.fingerprint = f"{kind} of spoken images {self._parts.fingerprint}"
 
     def __len__(self) -> int:
         return len(vars(self._parts.split)[KEYS[self._kind][0]])

@@ -65,6 +65,15 @@ class Senses(nn.Module):
         tokens, real = self.audio_encoder(waveform, num_samples)
         return tokens, real
 
+    def vectors(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the aligner reads of each modality in the batch, (n, W): stored vectors as they are, or the encoders'."""
+        found = {kind: batch[f"{kind}_vector"] for kind in self.aligner if f"{kind}_vector" in batch}
+        if "pixel_values" in batch:
+            found["image"] = self.image_tokens(batch["pixel_values"])[1]
+        if "waveform" in batch:
+            found["audio"] = mean_of(*self.audio_tokens(batch["waveform"], batch["num_audio_samples"]))
+        return found
+
 
 class MultimodalAligner(Senses):
     """Images, recordings and captions as unit vectors of one space."""
@@ -92,20 +101,21 @@ class MultimodalAligner(Senses):
         """Features of the modalities whose inputs are in the batch, L2-normalised in fp32, and logit_scale (1,).
 
         pixel_values (n, 3, S, S) uint8; waveform (n, samples) with num_audio_samples (n,); input_ids and attention_mask
-        (n, L). Returns image_features, audio_features, text_features, each (n, dim).
+        (n, L). In their place image_vector, audio_vector, text_vector (n, W), what the encoders gave for them. Returns
+        image_features, audio_features, text_features, each (n, dim).
         """
-        found: dict[str, Tensor] = {}
-        if "pixel_values" in batch:
-            found["image"] = self.image_tokens(batch["pixel_values"])[1]
-        if "waveform" in batch:
-            tokens, real = self.audio_tokens(batch["waveform"], batch["num_audio_samples"])
-            found["audio"] = mean_of(tokens, real)
+        outputs = {
+            f"{kind}_features": unit_length(self.aligner[kind](vector)) for kind, vector in self.vectors(batch).items()
+        }
+        outputs["logit_scale"] = clamped_exp(self.logit_scale, self.max_logit_scale)
+        return outputs
+
+    def vectors(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = super().vectors(batch)
         if "input_ids" in batch:
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
             found["text"] = mean_of(self.text_encoder(**inputs).last_hidden_state, batch["attention_mask"])
-        outputs = {f"{kind}_features": unit_length(self.aligner[kind](vector)) for kind, vector in found.items()}
-        outputs["logit_scale"] = clamped_exp(self.logit_scale, self.max_logit_scale)
-        return outputs
+        return found
 
 
 def projection(width: int, section: AlignerSection) -> nn.Module:

@@ -23,7 +23,7 @@ from accel_train.config.multimodal_llm import MultimodalLlmConfig, ProjectorSect
 from accel_train.errors import UserError
 from accel_train.models.dual_encoder import random_architecture
 from accel_train.models.lora import add_lora
-from accel_train.models.multimodal import Senses, mean_of, unit_length
+from accel_train.models.multimodal import Senses, unit_length
 from accel_train.models.pretrained import building_on_meta, load_model, read_architecture
 
 FROM_THE_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
@@ -44,11 +44,12 @@ class Projector(nn.Module):
             else nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, out))
         )
 
-    def forward(self, aligned: Tensor, real: Tensor) -> Tensor:
+    def forward(self, aligned: Tensor, real: Tensor | None) -> Tensor:
         """`features`: aligned (n, D). `tokens`: (n, T, D), of which those in real (n, T) count. Gives (n, num_tokens, W)."""
         if self.reads == "features":
             found: Tensor = self.map(aligned).unflatten(1, (self.num_tokens, -1))
             return found
+        assert real is not None
         averaged: Tensor = self.map(stretches(real, self.num_tokens).to(aligned.dtype) @ aligned)
         return averaged
 
@@ -101,8 +102,8 @@ class MultimodalLlm(Senses):
         """logits (n, L, vocabulary) of each token of the caption given those before it, and the prefix.
 
         input_ids (n, L): the caption without start tokens, padded on the right; pixel_values, waveform and
-        num_audio_samples as the senses need them. In eval mode `written` (n, L) holds the caption that greedy decoding
-        gives, padded after its end.
+        num_audio_samples as the senses need them, or image_vector and audio_vector (n, W) in their place. In eval mode
+        `written` (n, L) holds the caption that greedy decoding gives, padded after its end.
         """
         embed = self.llm.get_input_embeddings()
         ids = batch["input_ids"]
@@ -117,21 +118,20 @@ class MultimodalLlm(Senses):
         return outputs
 
     def _prefixes(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        if not self.reads_tokens:
+            vectors = self.vectors(batch)
+            return [
+                self.projector[kind](unit_length(self.aligner[kind](vectors[kind])), None) for kind in self.projector
+            ]
         prefixes = []
         if self.image_encoder is not None:
-            tokens, vector = self.image_tokens(batch["pixel_values"])
+            tokens, _ = self.image_tokens(batch["pixel_values"])
             real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-            prefixes.append(self._prefix("image", tokens, real, vector))
+            prefixes.append(self.projector["image"](self.aligner["image"](tokens), real))
         if self.audio_encoder is not None:
             tokens, real = self.audio_tokens(batch["waveform"], batch["num_audio_samples"])
-            prefixes.append(self._prefix("audio", tokens, real, mean_of(tokens, real)))
+            prefixes.append(self.projector["audio"](self.aligner["audio"](tokens), real))
         return prefixes
-
-    def _prefix(self, kind: str, tokens: Tensor, real: Tensor, vector: Tensor) -> Tensor:
-        aligner = self.aligner[kind]
-        aligned = aligner(tokens) if self.reads_tokens else unit_length(aligner(vector))
-        prefix: Tensor = self.projector[kind](aligned, real)
-        return prefix
 
     @torch.no_grad()
     def _write(self, before: Tensor, length: int) -> Tensor:

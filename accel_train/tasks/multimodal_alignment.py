@@ -17,6 +17,7 @@ from accel_train.metrics.retrieval import in_batch_accuracy, recall_at
 from accel_train.models.multimodal import MultimodalAligner
 from accel_train.models.multimodal_files import load_senses, save_senses
 from accel_train.models.pretrained import building_on_meta
+from accel_train.tasks.encoder_features import check_stored, example_vectors, refuse_trained_encoders
 from accel_train.tasks.task import Batch, Task
 
 PAIRS = (("image", "text"), ("image", "audio"), ("audio", "text"))
@@ -39,9 +40,9 @@ class MultimodalAlignmentTask(Task):
         *(f"{query}_to_{target}_mean_recall" for query, target in DIRECTIONS),
     )
     output_inputs: ClassVar[dict[str, tuple[str, ...]]] = {
-        "image_features": ("pixel_values",),
-        "audio_features": ("waveform", "num_audio_samples"),
-        "text_features": ("input_ids", "attention_mask"),
+        "image_features": ("pixel_values", "image_vector"),
+        "audio_features": ("waveform", "num_audio_samples", "audio_vector"),
+        "text_features": ("input_ids", "attention_mask", "text_vector"),
     }
 
     def build_model(self) -> nn.Module:
@@ -53,7 +54,15 @@ class MultimodalAlignmentTask(Task):
                     f"data.tokenizer has {num_tokens} tokens, but model.text embeds {embedded}. Take the model's own "
                     "tokenizer, or for random weights set model.text.config.vocab_size."
                 )
+        if self.config.data.features is not None:
+            refuse_trained_encoders(model, self.config, MODALITIES)
         return model
+
+    def check_weights(self, model: nn.Module | None, splits: list[str]) -> list[str]:
+        if self.config.data.features is None:
+            return []
+        check_stored(model, self.config, MODALITIES, splits)
+        return [f"the encoders don't run; what they give is read from {self.config.data.features}"]
 
     def build_dataset(self, split: str) -> Dataset:
         return SpokenImageDataset(self.config.data, split, seed=self.config.seed)
@@ -66,6 +75,8 @@ class MultimodalAlignmentTask(Task):
 
     def example_batch(self, num_rows: int) -> Batch:
         data = self.config.data
+        if data.features is not None:
+            return example_vectors(data, MODALITIES, num_rows)
         ids = torch.zeros(num_rows, data.max_text_length, dtype=torch.int64)
         return {
             "pixel_values": torch.zeros(num_rows, 3, data.image_size, data.image_size, dtype=torch.uint8),
@@ -127,8 +138,10 @@ class MultimodalAlignmentTask(Task):
     @staticmethod
     def config_of_export(config: RunConfig, folder: str) -> RunConfig:
         assert isinstance(config, MultimodalAlignmentConfig)
-        # The export holds the tokenizer too, so the one of the dataset need not be there any more.
-        return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": folder})})
+        # The export holds the tokenizer too, so the one of the dataset need not be there any more; nor stored features.
+        return config.model_copy(
+            update={"data": config.data.model_copy(update={"tokenizer": folder, "features": None})}
+        )
 
     def train_metrics(self, outputs: Batch) -> dict[str, Any]:
         """The temperature, and how often a row's own partner beats the rest of its batch, which is no recall."""

@@ -19,6 +19,7 @@ from accel_train.errors import UserError
 from accel_train.models.lora import merged, save_adapter
 from accel_train.models.multimodal_files import LLM_FOLDER, load_multimodal, save_decoder, save_senses
 from accel_train.models.multimodal_llm import MultimodalLlm, build_decoder, caption_losses
+from accel_train.tasks.encoder_features import check_stored, example_vectors, refuse_trained_encoders
 from accel_train.tasks.task import Batch, Task
 
 IGNORED = -100
@@ -52,7 +53,16 @@ class MultimodalLlmTask(Task):
             attention=model.attention,
             length=len(tokens.start_ids) + prefix + tokens.max_length,
         )
-        return MultimodalLlm(self.config, decoder, tokens.start_ids, tokens.end_id, tokens.pad_id).train()
+        built = MultimodalLlm(self.config, decoder, tokens.start_ids, tokens.end_id, tokens.pad_id).train()
+        if self.config.data.features is not None:
+            refuse_trained_encoders(built, self.config, self.senses)
+        return built
+
+    def check_weights(self, model: nn.Module | None, splits: list[str]) -> list[str]:
+        if self.config.data.features is None:
+            return []
+        check_stored(model, self.config, self.senses, splits)
+        return [f"the encoders don't run; what they give is read from {self.config.data.features}"]
 
     def build_dataset(self, split: str) -> Dataset:
         return CaptionDataset(self.config.data, split, seed=self.config.seed, senses=self.senses)
@@ -64,6 +74,8 @@ class MultimodalLlmTask(Task):
         data = self.config.data
         ids = torch.zeros(num_rows, caption_tokens(data).max_length, dtype=torch.int64)
         batch = {"input_ids": ids, "is_target": torch.ones_like(ids)}
+        if data.features is not None:
+            return batch | example_vectors(data, self.senses, num_rows)
         if "image" in self.senses:
             batch["pixel_values"] = torch.zeros(num_rows, 3, data.image_size, data.image_size, dtype=torch.uint8)
         if "audio" in self.senses:
@@ -145,7 +157,11 @@ class MultimodalLlmTask(Task):
         # The adapters are in the exported decoder's weights, and its tokenizer lies beside it.
         model = config.model.model_copy(update={"llm": Backbone(pretrained=llm), "lora": None})
         return config.model_copy(
-            update={"model": model, "data": config.data.model_copy(update={"tokenizer": llm}), "initialize_from": None}
+            update={
+                "model": model,
+                "data": config.data.model_copy(update={"tokenizer": llm, "features": None}),
+                "initialize_from": None,
+            }
         )
 
     def export(self, model: nn.Module, folder: str) -> None:

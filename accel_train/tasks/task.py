@@ -73,6 +73,13 @@ class Task(ABC):
         """What a summed loss is normalised by: samples, or tokens."""
         return torch.tensor(float(len(batch["sample_id"])))
 
+    def check_weights(self, model: nn.Module | None, splits: list[str]) -> list[str]:
+        """Looks whether what is stored of these splits fits the model, which has its weights. Raises UserError.
+
+        None: the model of a resumed run, whose weights are yet to come from its checkpoint. Returns lines for the log.
+        """
+        return []
+
     def prepare_training(self, device: torch.device) -> list[str]:
         """Loads, once and before the first step, what training needs beside model and data: a frozen teacher, say.
 

@@ -53,6 +53,7 @@ def evaluate_command(
             raise UserError(
                 f"--predictions: the task {config.task} has no table of predictions, except for --zero-shot."
             )
+        trained.task.check_weights(trained.model, [split])
         engine.hold(trained.model, precision=config.precision)
         outcome = evaluate(engine, trained.task, split, config)
         if engine.is_main:

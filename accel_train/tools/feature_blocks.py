@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from accel_train.checkpoint.files import sync, write_json
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.errors import UserError
+from accel_train.models.weights_digest import digest_of_weights
 
 ABOUT = "about.json"
 MAX_BLOCKS = 1024
@@ -144,15 +145,6 @@ def about_work(config: ContrastiveConfig, model: nn.Module, inputs: dict[str, st
 
 def identity_of(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def digest_of_weights(model: nn.Module) -> str:
-    """SHA-256 over all weights and buffers with their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def remove(folder: Path) -> None:

@@ -44,7 +44,7 @@ def test_the_model_gives_unit_features_of_what_is_there(task: MultimodalAlignmen
     assert set(outputs) == {"image_features", "audio_features", "text_features", "logit_scale"}
     for kind in KINDS:
         torch.testing.assert_close(outputs[f"{kind}_features"].norm(dim=1), torch.ones(5))
-        alone = model({name: batch[name] for name in task.output_inputs[f"{kind}_features"]})
+        alone = model({name: batch[name] for name in task.output_inputs[f"{kind}_features"] if name in batch})
         torch.testing.assert_close(alone[f"{kind}_features"], outputs[f"{kind}_features"])
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel_train.errors import UserError
-from accel_train.tools.feature_blocks import MAX_BLOCKS, Block, Part, Parts, cut_into_blocks, digest_of_weights, remove
+from accel_train.models.weights_digest import digest_of_weights
+from accel_train.tools.feature_blocks import MAX_BLOCKS, Block, Part, Parts, cut_into_blocks, remove
 
 
 @given(num_rows=st.integers(1, 20_000), batch_size=st.integers(1, 300))
