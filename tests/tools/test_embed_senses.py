@@ -106,7 +106,7 @@ def test_phase_1_trains_as_with_its_encoders(
 
 
 def test_phase_2_trains_as_with_its_encoders(phase1: dict[str, Any], write: Write, path: str, tmp_path: Path) -> None:
-    """From the features that the run of phase 1 gives, and the same ones of phase 1's configuration file."""
+    """From what the encoders in the run of phase 1 give."""
     train(load_config(write(phase1), ["data.features=null"]))
     embed(phase1["run_dir"], tmp_path)
     model = llm_config(path, "unused").model_dump(mode="json")["model"] | {
