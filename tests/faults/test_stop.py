@@ -40,6 +40,7 @@ def test_a_second_interrupt_leaves_at_once(experiment: Callable[..., Any]) -> No
     run = experiment("checkpoint.save_every=null", "evaluation.evaluate_every=null")
     running = run.start(step_seconds=5.0)
     run.wait_for(lambda: run.step() >= 1, running)
+    time.sleep(1)  # into the next step: at the end of this one, the first signal alone would stop the run
     for _ in range(2):
         running.signal(signal.SIGINT)
         time.sleep(1)  # two that come before Python looks are one

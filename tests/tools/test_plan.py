@@ -16,11 +16,12 @@ from accel_train.models.sizes import SIZES
 from accel_train.optim.param_groups import plan_groups
 from accel_train.tasks.build import build_task
 from accel_train.tools.plan import as_dict, make_plan, plan
-from tests.small_data import data_for
+from tests.small_data import SAMPLE, data_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = str(CONFIGS / "small" / "dual_encoder_llrd.yaml")
 SAMPLE_PAIRS = 5816
+OWN_TOKENIZER = "data.tokenizer=dataset:tokenizer"
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "bert": transformers.BertConfig(vocab_size=21128),
         "chinese_clip": transformers.ChineseCLIPConfig(**size),
         "llama": transformers.LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2),
+        "vit": transformers.ViTConfig(num_hidden_layers=2),
+        "whisper": transformers.WhisperConfig(encoder_layers=2, decoder_layers=1),
     }
     for name, configuration in configurations.items():
         configuration.save_pretrained(root / name)
@@ -54,15 +57,24 @@ def planned(path: str, *overrides: str, ranks: int | None = None) -> dict[str, A
 
 @pytest.mark.parametrize("path", sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")))
 def test_every_configuration_can_be_planned(path: str, folders: dict[str, str], tmp_path: Path) -> None:
+    senses = [f"model.image.pretrained={folders['vit']}", f"model.audio.pretrained={folders['whisper']}"]
     changes = {
         "chinese_clip_muge.yaml": [f"model.pretrained={folders['chinese_clip']}"],
         "dual_encoder_llrd.yaml": [
             f"model.image.pretrained={folders['convnext']}",
             f"model.text.pretrained={folders['bert']}",
         ],
-        "sequence_classification.yaml": [f"model.pretrained={folders['llama']}", "data.tokenizer=dataset:tokenizer"],
+        "sequence_classification.yaml": [f"model.pretrained={folders['llama']}", OWN_TOKENIZER],
+        "multimodal_llm_phase1.yaml": [*senses, f"model.text.pretrained={folders['bert']}", OWN_TOKENIZER],
+        "multimodal_llm_phase2.yaml": [*senses, OWN_TOKENIZER, "data.end_token=null"],
     }
-    found = planned(str(CONFIGS / path), *data_for(CONFIGS / path, tmp_path), *changes.get(path, []))
+    changes |= {
+        f"scorer_{size}_data.yaml": [f"model.clip.pretrained={folders['chinese_clip']}", OWN_TOKENIZER]
+        for size in ("small", "medium", "large")
+    }
+    data = data_for(CONFIGS / path, tmp_path)
+    few = [] if f"data.path={SAMPLE}" in data else ["data.global_batch_size=8", "data.micro_batch_size=8"]
+    found = planned(str(CONFIGS / path), *data, *few, *changes.get(path, []))
     assert found["total_steps"] == found["steps_per_epoch"] * load_config(CONFIGS / path).num_epochs > 0
     assert {name: owner for name, owner in owners(found).items() if owner is None} == {
         parameter["name"]: None for parameter in found["parameters"] if parameter["frozen"]
