@@ -33,7 +33,7 @@ def clean_environment() -> dict[str, str]:
     return kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run_ranks(world_size: int, *arguments: str, timeout: float = 240, **environment: str) -> list[Finished]:
+def run_ranks(world_size: int, *arguments: str, timeout: float = 480, **environment: str) -> list[Finished]:
     """`python ARGUMENTS` on every rank, from the repository's root. One rank alone gets no launcher's variables."""
     port = str(_free_port())
     with tempfile.TemporaryDirectory() as folder:

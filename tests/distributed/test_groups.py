@@ -45,6 +45,23 @@ def test_learning_rates_of_every_step(engine: str, observed: Observed, planned: 
         assert logged == pytest.approx({group["name"]: group["lr"] * scale for group in planned})
 
 
+@pytest.mark.parametrize("engine", WHOLE_ENGINES)
+@pytest.mark.parametrize("scenario", ["texts", "scored", "aligned", "captioned"])
+def test_groups_of_every_task(
+    scenario: str, engine: str, observed: Observed, configured: Configured, reference: Trained
+) -> None:
+    """What `plan` says of the other tasks is what was applied, and each group's gradient norm that of the whole batch."""
+    plan = make_plan(configured(scenario), world_size=1)
+    observation = observed(engine, 2, f"{scenario}@2")
+    keys = ("name", "base_lr", "weight_decay", "max_grad_norm")
+    found = [tuple(group[key] for key in keys) for group in observation.found["groups"]]
+    assert found == [(group.name, group.lr, group.weight_decay, group.max_grad_norm) for group in plan.groups[0].groups]
+    for step, (line, wanted) in enumerate(zip(observation.metrics, reference(scenario).group_norms, strict=True)):
+        for group in plan.groups[0].groups:
+            assert line[f"lr/{group.name}"] == pytest.approx(group.lr * plan.phases[0].lr_scale(step))
+            assert line[f"grad_norm/{group.name}"] == pytest.approx(wanted[group.name], rel=1e-4, abs=1e-6)
+
+
 def test_layer_decay_written_out(planned: list[dict[str, Any]]) -> None:
     """ConvNeXt with stages of one and two blocks, decay 0.75; BERT with two blocks, decay 0.9, embeddings frozen."""
     rates = {group["name"].removesuffix(".no_decay"): group["lr"] for group in planned}
