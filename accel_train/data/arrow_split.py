@@ -13,6 +13,7 @@ captions are stored once however many pairs they are in.
 import json
 import os
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,22 @@ def read_description(folder: Path, task: str = "contrastive", count: str = "num_
 
 def open_split(path: str, split: str) -> Split:
     """Opens one split of a dataset, after checking that its files are whole and belong together."""
+    described, tables = open_tables(path, split, SCHEMAS)
+    return Split(split, described["fingerprint"], **tables)
+
+
+def open_tables(
+    path: str, split: str, schemas: Mapping[str, pa.Schema], task: str = "contrastive", count: str = "num_pairs"
+) -> tuple[dict[str, Any], dict[str, ArrowRows]]:
+    """What dataset.json says of a split, and its tables by name, each with as many rows as are described.
+
+    task, count: as in `read_description`. Raises UserError.
+    """
     folder = dataset_folder(path)
-    splits = read_description(folder)["splits"]
+    splits = read_description(folder, task, count)["splits"]
     if split not in splits:
         raise UserError(f"{path}: no split {split!r}; it has {', '.join(sorted(splits))}.")
-    tables = {name: ArrowRows(folder / split / f"{name}.arrow", schema) for name, schema in SCHEMAS.items()}
+    tables = {name: ArrowRows(folder / split / f"{name}.arrow", schema) for name, schema in schemas.items()}
     for name, rows in tables.items():
         described = splits[split].get(f"num_{name}")
         if described != len(rows):
@@ -161,4 +173,4 @@ def open_split(path: str, split: str) -> Split:
                 f"{rows.path}: has {len(rows)} rows, but dataset.json says {described}. They do not belong together; "
                 "import the dataset again."
             )
-    return Split(split, splits[split]["fingerprint"], **tables)
+    return splits[split], tables

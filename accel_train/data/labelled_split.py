@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from accel_train.data.arrow_split import ArrowRows, dataset_folder, read_description
+from accel_train.data.arrow_split import ArrowRows, dataset_folder, open_tables, read_description
 from accel_train.data.arrow_writer import TableWriter
 from accel_train.errors import UserError
 
@@ -65,15 +65,5 @@ def read_labels(path: str) -> tuple[str, ...]:
 
 def open_labelled_split(path: str, split: str) -> LabelledSplit:
     """Opens one split, after checking that its file is whole and belongs to the description."""
-    folder = dataset_folder(path)
-    splits = read_description(folder, TASK, "num_samples")["splits"]
-    if split not in splits:
-        raise UserError(f"{path}: no split {split!r}; it has {', '.join(sorted(splits))}.")
-    samples = ArrowRows(folder / split / "samples.arrow", SCHEMA)
-    described = splits[split]["num_samples"]
-    if described != len(samples):
-        raise UserError(
-            f"{samples.path}: has {len(samples)} rows, but dataset.json says {described}. They do not belong together; "
-            "import the dataset again."
-        )
-    return LabelledSplit(split, splits[split]["fingerprint"], read_labels(path), samples)
+    described, tables = open_tables(path, split, {"samples": SCHEMA}, TASK, "num_samples")
+    return LabelledSplit(split, described["fingerprint"], read_labels(path), tables["samples"])

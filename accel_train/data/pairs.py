@@ -6,10 +6,11 @@ from torch import Tensor
 from accel_train.config.contrastive import PairData
 from accel_train.config.scorer import RatedData
 from accel_train.data.arrow_split import Split, open_split
+from accel_train.data.augmented_image import image_of_row
 from accel_train.data.dataset import UnreadableSample
 from accel_train.data.text import CaptionTokenizer, open_tokenizer
 from accel_train.data.tokenizer_files import find_tokenizer
-from accel_train.data.transforms import UnreadableImage, evaluation_image, sample_generator, training_image
+from accel_train.data.transforms import UnreadableImage, evaluation_image, sample_generator
 
 
 def tokenizer_path(data: PairData | RatedData) -> str:
@@ -56,24 +57,18 @@ class PairDataset:
         }
 
     def _pixels(self, row: int, image_row: int, epoch: int | None) -> Tensor:
-        data, augmentation = self._data, self._data.augmentation
-        encoded = self.split.images.value("image", image_row)
-        try:
-            if epoch is None:
-                return evaluation_image(encoded, data.image_size, data.resize, data.decoding)
-            return training_image(
-                encoded,
-                data.image_size,
-                data.resize,
-                crop_scale=augmentation.crop_scale,
-                crop_aspect=augmentation.crop_aspect,
-                horizontal_flip=augmentation.horizontal_flip,
-                auto_augment=augmentation.auto_augment,
-                generator=sample_generator("image", self._seed, epoch, row),
-                decoding=data.decoding,
-            )
-        except UnreadableImage as error:
-            raise unreadable_image(self.split, image_row, error) from error
+        augmentation = self._data.augmentation
+        return image_of_row(
+            self.split.images,
+            image_row,
+            self._data,
+            augmentation,
+            split=self.split.name,
+            seed=self._seed,
+            epoch=epoch,
+            sample=row,
+            auto_augment=augmentation.auto_augment,
+        )
 
     def _tokens(self, row: int, text: str, epoch: int | None) -> dict[str, Tensor]:
         generator = None if epoch is None else sample_generator("text", self._seed, epoch, row)

@@ -18,10 +18,9 @@ from torch import Tensor
 from accel_train.config.scorer import RatedData
 from accel_train.data.arrow_split import SCHEMAS, ArrowRows, dataset_folder, read_description
 from accel_train.data.arrow_writer import content_key
-from accel_train.data.dataset import UnreadableSample
+from accel_train.data.augmented_image import image_of_row
 from accel_train.data.pairs import tokenizer_path
 from accel_train.data.text import CaptionTokenizer, open_tokenizer
-from accel_train.data.transforms import UnreadableImage, evaluation_image, sample_generator, training_image
 from accel_train.errors import UserError
 
 TASK = "scorer"
@@ -128,24 +127,16 @@ class RatedImageDataset:
         return columns | self._explanation(samples.value("explanation", row)) if self._with_explanations else columns
 
     def _pixels(self, row: int, image_row: int, epoch: int | None) -> Tensor:
-        data, augmentation, images = self._data, self._data.augmentation, self.split.images
-        encoded = images.value("image", image_row)
-        try:
-            if epoch is None:
-                return evaluation_image(encoded, data.image_size, data.resize, data.decoding)
-            return training_image(
-                encoded,
-                data.image_size,
-                data.resize,
-                crop_scale=augmentation.crop_scale,
-                crop_aspect=augmentation.crop_aspect,
-                horizontal_flip=augmentation.horizontal_flip,
-                generator=sample_generator("image", self._seed, epoch, row),
-                decoding=data.decoding,
-            )
-        except UnreadableImage as error:
-            name = images.value("image_id", image_row)
-            raise UnreadableSample(f"{self.split.name}: image {name!r}: {error}") from error
+        return image_of_row(
+            self.split.images,
+            image_row,
+            self._data,
+            self._data.augmentation,
+            split=self.split.name,
+            seed=self._seed,
+            epoch=epoch,
+            sample=row,
+        )
 
     def _explanation(self, text: str | None) -> dict[str, Tensor]:
         """A row without an explanation has an empty one, which `has_explanation` takes out of the loss."""

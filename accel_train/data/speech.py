@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from accel_train.config.multimodal import SpokenImageData
+from accel_train.data.augmented_image import image_of_row
 from accel_train.data.dataset import UnreadableSample
 from accel_train.data.encoder_features import EncoderFeatures, open_encoder_features
 from accel_train.data.spoken_split import SpokenSplit, open_spoken_split
 from accel_train.data.text import CaptionTokenizer, open_tokenizer
 from accel_train.data.tokenizer_files import find_tokenizer
-from accel_train.data.transforms import UnreadableImage, evaluation_image, sample_generator, training_image
 from accel_train.data.wav import UnreadableAudio, fit_length, read_wav, resample
 
 MODALITIES = ("image", "audio", "text")
@@ -48,24 +48,16 @@ class SpokenImages:
         """Augmented as this sample of this epoch; without an epoch not at all."""
         if self._stored is not None:
             return {"image_vector": self._stored.vectors["image"][row]}
-        data, augmentation = self._data, self._data.augmentation
-        encoded = self.split.images.value("image", row)
-        try:
-            if epoch is None:
-                return {"pixel_values": evaluation_image(encoded, data.image_size, data.resize, data.decoding)}
-            pixels = training_image(
-                encoded,
-                data.image_size,
-                data.resize,
-                crop_scale=augmentation.crop_scale,
-                crop_aspect=augmentation.crop_aspect,
-                horizontal_flip=augmentation.horizontal_flip,
-                generator=sample_generator("image", self._seed, epoch, sample),
-                decoding=data.decoding,
-            )
-        except UnreadableImage as error:
-            name = self.split.images.value("image_id", row)
-            raise UnreadableSample(f"{self.split.name}: image {name!r}: {error}") from error
+        pixels = image_of_row(
+            self.split.images,
+            row,
+            self._data,
+            self._data.augmentation,
+            split=self.split.name,
+            seed=self._seed,
+            epoch=epoch,
+            sample=sample,
+        )
         return {"pixel_values": pixels}
 
     def audio(self, row: int) -> dict[str, Tensor]:

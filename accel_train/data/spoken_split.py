@@ -18,9 +18,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from accel_train.data.arrow_split import SCHEMAS, ArrowRows, dataset_folder, read_description
+from accel_train.data.arrow_split import SCHEMAS, ArrowRows, open_tables
 from accel_train.data.arrow_writer import TableWriter, content_key
-from accel_train.errors import UserError
 
 TASK = "multimodal_llm"
 SPOKEN_SCHEMAS = {
@@ -57,19 +56,8 @@ class SpokenSplit:
 
 def open_spoken_split(path: str, split: str) -> SpokenSplit:
     """Opens one split, after checking that its files are whole and belong together. Raises UserError."""
-    folder = dataset_folder(path)
-    splits = read_description(folder, TASK, "num_samples")["splits"]
-    if split not in splits:
-        raise UserError(f"{path}: no split {split!r}; it has {', '.join(sorted(splits))}.")
-    tables = {name: ArrowRows(folder / split / f"{name}.arrow", schema) for name, schema in SPOKEN_SCHEMAS.items()}
-    for name, rows in tables.items():
-        described = splits[split].get(f"num_{name}")
-        if described != len(rows):
-            raise UserError(
-                f"{rows.path}: has {len(rows)} rows, but dataset.json says {described}. They do not belong together; "
-                "import the dataset again."
-            )
-    return SpokenSplit(split, splits[split]["fingerprint"], **tables)
+    described, tables = open_tables(path, split, SPOKEN_SCHEMAS, TASK, "num_samples")
+    return SpokenSplit(split, described["fingerprint"], **tables)
 
 
 class SpokenSplitWriter:
