@@ -1,13 +1,14 @@
 """Training, in order: an engine, a run set up where it goes on, and the loop. Read this file first."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from accel_train.agreement import agree
 from accel_train.config.schema import RunConfig
 from accel_train.data.loader import Step, train_steps
 from accel_train.engine.build import build_engine
@@ -56,28 +57,24 @@ def loop(run: Run) -> None:
     run.log.start_progress(run.total_steps, state.step)
     meter = Meter(engine.device)
     for batch in meter.waiting_for(global_batches(run)):
-        counts = agree_on_rows(run, batch)
+        agreed = agree(run, batch)
+        if agreed.stop is not None:
+            leave(run, agreed.stop)
         set_learning_rates(run)
-        losses, norms = take_step(run, batch, counts)
+        losses, norms = take_step(run, batch, agreed.rows)
         state.step += 1
-        state.samples += sum(counts)
-        meter.count(sum(counts))
+        state.samples += sum(agreed.rows)
+        meter.count(sum(agreed.rows))
         summary = log_step(run, batch.epoch, losses, norms, meter) if run.is_due(config.log.log_every) else None
         run.log.progress(state.step, summary)
         if config.data.valid_split is not None and run.is_due(config.evaluation.evaluate_every):
             evaluate_and_judge(run)
             meter.restart()
-        stopping = asked_to_stop(run)
-        if stopping or state.best_step == state.step or run.ends_phase or run.is_due(config.checkpoint.save_every):
-            run.checkpoints.save(state, about_run(config, run.dataset.fingerprint, run.plan))
+        if state.best_step == state.step or run.ends_phase or run.is_due(config.checkpoint.save_every):
+            save(run)
             meter.restart()
         if run.is_finished:
             break
-        if stopping:
-            raise Stopped(
-                f"stopped by {stopping} at step {state.step} of {run.total_steps}; a checkpoint was written, and the same "
-                "command goes on from it."
-            )
     run.log.stop_progress()
     if run.is_finished:
         best = (
@@ -88,6 +85,19 @@ def loop(run: Run) -> None:
         run.log.say(f"done: {state.step} steps{best}; checkpoints in {run.checkpoints.root}")
     else:
         next_phase(run)
+
+
+def save(run: Run) -> None:
+    run.checkpoints.save(run.state, about_run(run.config, run.dataset.fingerprint, run.plan))
+
+
+def leave(run: Run, why: str) -> NoReturn:
+    """Between two steps, on all ranks: a checkpoint of the steps taken, and out (Stopped)."""
+    save(run)
+    raise Stopped(
+        f"stopped by {why} at step {run.state.step} of {run.total_steps}; a checkpoint was written, and the same command "
+        "goes on from it."
+    )
 
 
 def say_nothing_to_do(run: Run) -> None:
@@ -109,30 +119,6 @@ def global_batches(run: Run) -> Iterator[Step]:
         seed=run.config.seed,
         pin_memory=run.engine.device.type == "cuda",
     )
-
-
-def agree_on_rows(run: Run, batch: Step) -> list[int]:
-    """Every rank's number of rows in this global batch. Names unreadable samples and enforces their budget (UserError)."""
-    sizes = [len(part["sample_id"]) for part in batch.micro_batches]
-    everyone = run.engine.exchange([sum(sizes), min(sizes), len(batch.unreadable)])
-    new = sum(unreadable for *_, unreadable in everyone)
-    if new:
-        for reasons in run.engine.gather_objects(batch.unreadable):
-            for reason in reasons:
-                run.log.say(f"warning: step {batch.step}: skipped a sample that can't be read: {reason}")
-        run.state.unreadable += new
-        budget = run.config.data.max_unreadable_samples
-        if run.state.unreadable > budget:
-            raise UserError(
-                f"{run.state.unreadable} samples can't be read, and data.max_unreadable_samples is {budget}. They are named "
-                "above. Mend or remove them (`accel-train import` checks every record), or raise the budget."
-            )
-    if not all(smallest for _, smallest, _ in everyone):
-        raise UserError(
-            f"step {batch.step}: so many samples can't be read that a rank has fewer than its micro-batches. Mend the "
-            "samples, or use a larger micro_batch_size."
-        )
-    return [rows for rows, *_ in everyone]
 
 
 def set_learning_rates(run: Run) -> None:
@@ -224,9 +210,3 @@ def log_step(run: Run, epoch: int, losses: StepLosses, norms: Tensor, meter: Met
     watch_step(run, values["loss"], values["grad_norm"])
     run.engine.track({f"train/{name}": value for name, value in values.items()}, run.state.step)
     return step_summary(run.state.step, run.total_steps, epoch, values)
-
-
-def asked_to_stop(run: Run) -> str | None:
-    """The name of a signal that any rank has received, agreed on by all ranks."""
-    received = [row[0] for row in run.engine.exchange([run.stop.signal or 0])]
-    return signal.Signals(max(received)).name if any(received) else None

@@ -22,7 +22,7 @@ STOREYS = [
     {"checkpoint", "step", "evaluate", "advice"},
     {"resume"},
     {"run"},
-    {"watch"},
+    {"watch", "agreement"},
     {"judge"},
     {"set_up"},
     {"train"},

@@ -180,6 +180,23 @@ class CheckpointSection(Section):
     """null: only at the end and when a signal asks the run to stop."""
     keep_last: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints kept. The one with the best score is kept beside them."""
+    in_background: bool = False
+    """Train on while a checkpoint is written. It takes host memory of the size of this rank's part."""
+
+
+class NonfiniteSection(Section):
+    """What happens when a loss or a gradient is not finite. An overflow of fp16 is not meant: it costs no step."""
+
+    max_in_a_row: Annotated[int, Field(ge=0)] = 3
+    """So many steps in a row are skipped by all ranks, without an update; one more is too many."""
+    then: Literal["stop", "rollback"] = "stop"
+    """When there were too many: stop the run, or go back to the last checkpoint before them."""
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """After a rollback, what every learning rate is multiplied by."""
+    lr_window: Interval = "200 steps"
+    """For how long after the checkpoint."""
+    max_rollbacks: Annotated[int, Field(ge=1)] = 3
+    """One more stops the run."""
 
 
 class LogSection(Section):
@@ -220,6 +237,10 @@ class RunConfig(Section):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Length in optimizer steps. Exactly one of `max_steps` and `num_epochs`."""
     num_epochs: Annotated[int, Field(ge=1)] | None = None
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    """Stop with a checkpoint, to be started again, before this command has run so long: for schedulers that don't signal."""
+    hang_minutes: Annotated[float, Field(gt=0)] | None = 30
+    """A rank that makes no headway for so long reports where each rank is, and ends the job. null: it waits for ever."""
     initialize_from: str | None = None
     """Start from the weights of another run, a checkpoint, a Hugging Face folder or a checkpoint file; step and data start
     afresh."""
@@ -232,6 +253,7 @@ class RunConfig(Section):
     """Later phases of the run, in order, for two-stage training and progressive unfreezing."""
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    nonfinite: NonfiniteSection = NonfiniteSection()
     log: LogSection = LogSection()
     compute: ComputeSection = ComputeSection()
     zero: ZeroSection = ZeroSection()
