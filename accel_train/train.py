@@ -129,7 +129,14 @@ def set_learning_rates(run: Run) -> None:
 
 
 def take_step(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Tensor]:
-    """Gradients, clipping and update. Returns the losses and every group's gradient norm before clipping.
+    """Gradients, clipping and update. Returns the losses and every group's gradient norm before clipping."""
+    losses, norms = find_gradients(run, batch, counts)
+    update(run, norms)
+    return losses, norms
+
+
+def find_gradients(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Tensor]:
+    """Leaves the gradient of the global batch in the engine, before clipping. Returns the losses and every group's norm.
 
     An fp16 overflow takes the same global batch again with half the loss scale, so it costs time and no step. A gradient
     that is not finite otherwise stops all ranks before the optimizer sees it (CheckFailed).
@@ -152,12 +159,17 @@ def take_step(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Ten
         engine.unscale()
         norms = engine.grad_norms()
         if torch.isfinite(norms).all():
-            break
+            return losses, norms
         if state.loss_scale <= 1:
             refuse_nonfinite(run, losses, norms)
         engine.discard_gradients()
         state.loss_scale /= 2
         state.steps_since_overflow = 0
+
+
+def update(run: Run, norms: Tensor) -> None:
+    """Clips the gradients, whose norms these are, and updates the weights."""
+    engine, config, state = run.engine, run.config, run.state
     groups = engine.optimizer.param_groups
     engine.scale_gradients(
         clip_factors(
@@ -173,7 +185,6 @@ def take_step(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Ten
         state.steps_since_overflow += 1
         if state.steps_since_overflow % STEPS_TO_DOUBLE_LOSS_SCALE == 0:
             state.loss_scale *= 2
-    return losses, norms
 
 
 def refuse_nonfinite(run: Run, losses: StepLosses, norms: Tensor) -> None:
