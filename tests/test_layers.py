@@ -15,10 +15,10 @@ MAX_FUNCTION_LINES = 70
 # From the ground up. A part imports parts of lower storeys only, never its neighbours. `config.schema` and the like are
 # in the part `config`; a part is a folder or a file of the package.
 STOREYS = [
-    {"errors"},
+    {"errors", "json_text"},
     {"config"},
     {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "signals", "prediction_file"},
-    {"engine", "tasks", "randomness", "phases"},
+    {"engine", "tasks", "randomness", "phases", "inject"},
     {"checkpoint", "step", "evaluate", "advice"},
     {"resume"},
     {"run"},

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from accel_train.engine.shards import Shard
+from accel_train.json_text import read_json
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -110,7 +111,7 @@ def joined_index(parts: Iterable[Index]) -> Index:
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json. Raises DamagedCheckpoint."""
     try:
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = read_json((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{folder / STATE_FILE}: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -135,7 +136,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.index: Index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        self.index: Index = read_json((folder / INDEX_FILE).read_text(encoding="utf-8"))
         self._open: dict[str, Any] = {}
 
     def shape(self, kind: str, name: str) -> tuple[int, ...] | None:

@@ -10,7 +10,6 @@ A key is a 63-bit hash of the content, so rows that show the same image or say t
 captions are stored once however many pairs they are in.
 """
 
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 FORMAT_VERSION = 1
 SAMPLE_PREFIX = "sample:"
@@ -133,7 +133,7 @@ def read_description(folder: Path, task: str = "contrastive", count: str = "num_
     """
     path = folder / "dataset.json"
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path.read_text(encoding="utf-8"))
         version, splits = description["format_version"], description["splits"]
         made_for = description.get("task", "contrastive")
         counted = made_for != task or all(isinstance(split[count], int) for split in splits.values())

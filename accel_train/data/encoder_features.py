@@ -20,6 +20,7 @@ from torch import Tensor
 
 from accel_train.data.spoken_split import SpokenSplit
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 FORMAT = "accel_train encoder features 1"
 METADATA = "accel_train"
@@ -100,7 +101,7 @@ def _about(path: Path, wanted: Iterable[str]) -> dict[str, Any]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(METADATA, "null"))
+            about = read_json((file.metadata() or {}).get(METADATA, "null"))
             kinds = set(file.keys())
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(path, str(error)) from error

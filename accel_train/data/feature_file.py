@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 FORMAT = "accel_train features 1"
 METADATA = "accel_train"
@@ -151,7 +152,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         columns: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     for kind in KINDS:
         if f"{kind}_features" in columns:
-            columns[f"{kind}_ids"] = json.loads(columns[f"{kind}_ids"].numpy().tobytes())
+            columns[f"{kind}_ids"] = read_json(columns[f"{kind}_ids"].numpy().tobytes())
     return about, columns
 
 
@@ -188,7 +189,7 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _about(text: str | bytes | None) -> dict[str, Any]:
     if text is None:
         raise ValueError(f"its metadata has no {METADATA!r}")
-    about = json.loads(text)
+    about = read_json(text)
     if not isinstance(about, dict):
         raise ValueError(f"its metadata {METADATA!r} is no mapping")
     if about.get("format") != FORMAT:

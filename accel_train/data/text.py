@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from torch import Tensor
 
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STRAIGHT_QUOTES = str.maketrans({"“": '"', "”": '"'})
@@ -166,7 +167,7 @@ def _converted(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}).") from error
     if not isinstance(content, dict):

@@ -1,10 +1,10 @@
 """The original Chinese-CLIP's description of a model, where it lies beside a checkpoint file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 CONFIG_FILE = "model_config.json"
 """The original's vision and text configurations in one file, under the names that its model builder takes."""
@@ -22,7 +22,7 @@ def described_beside(source: str, vision: dict[str, Any], text: dict[str, Any]) 
     if not file.is_file():
         return {}
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = read_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON: {error}.") from error
     if not isinstance(told, dict):

@@ -1,6 +1,5 @@
 """Checkpoints of open_clip and of OpenAI's CLIP: the standard model with a ViT and a causal text transformer."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from torch import Tensor
 from transformers import CLIPConfig, PretrainedConfig
 
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 from accel_train.models.name_map import Renamed, clip_blocks, clip_vision, pairs, to_ours
 from accel_train.models.overrides import make_config
 from accel_train.models.shapes import SIXTEEN_HEADS, Shapes, apply_changes, fill_heads, vit_settings
@@ -99,7 +99,7 @@ def _activation(weights: Mapping[str, Tensor], source: str) -> str | None:
     if not description.is_file():
         return None
     try:
-        model = json.loads(description.read_text(encoding="utf-8"))["model_cfg"]
+        model = read_json(description.read_text(encoding="utf-8"))["model_cfg"]
         return "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{description} is not a configuration of open_clip: {error!r}.") from error

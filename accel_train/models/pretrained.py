@@ -1,6 +1,5 @@
 """Reading weights from a Hugging Face folder, on this machine alone and without a silent gap."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 TASK_HEADS = ("cls.", "classifier.", "lm_head.", "qa_outputs.", "discriminator_predictions.")
 """Parts of a checkpoint that belong to another task and that a backbone rightly leaves."""
@@ -35,7 +35,7 @@ def read_architecture(folder: str, where: str) -> dict[str, Any]:
     if not list(path.glob("*.safetensors")):
         raise UserError(f"{where}: {folder} has no .safetensors file. Pickled weights aren't read; convert them first.")
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        found = read_json((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{where}: {folder}/config.json is not valid JSON: {error}") from error
     if not isinstance(found, dict) or "model_type" not in found:

@@ -1,6 +1,5 @@
 """A frozen teacher: a contrastive model from a folder or a checkpoint file, with its own image size and normalisation."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from accel_train.config.contrastive import (
 )
 from accel_train.config.inputs import ImageInput
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 from accel_train.models.build import build_contrastive_model
 from accel_train.models.clip import native_inputs
 from accel_train.models.clip_families import ARCHITECTURES
@@ -114,7 +114,7 @@ def _default(key: str) -> list[float]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{WHERE}: {path} can't be read: {error}.") from error
     if not isinstance(found, dict):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from accel_train.checkpoint.files import sync, write_json
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 from accel_train.models.weights_digest import digest_of_weights
 
 ABOUT = "about.json"
@@ -80,7 +81,7 @@ class Parts:
             sync(self.folder)
             return
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path}: not JSON ({error}). Remove {self.folder} to start afresh.") from error
         if found != about:
@@ -105,7 +106,7 @@ class Parts:
     def read(self, blocks: list[Block]) -> Iterator[Part]:
         for block in blocks:
             with safe_open(self.folder / block.file_name, framework="pt") as file:
-                unreadable = json.loads(file.metadata()["unreadable"])
+                unreadable = read_json(file.metadata()["unreadable"])
                 yield Part(file.get_tensor("rows"), file.get_tensor("features"), unreadable)
 
     def unreadable(self, blocks: list[Block]) -> list[str]:

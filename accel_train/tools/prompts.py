@@ -1,11 +1,11 @@
 """What zero-shot classification asks the text tower: names of classes, put into templates."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from accel_train.data.loose_files import read_lines
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 PLACE = "{}"
 CHINESE = (
@@ -111,7 +111,7 @@ def _read_names(file: str) -> dict[str, tuple[str, ...]]:
 
 def _from_json(file: str) -> dict[str, tuple[str, ...]]:
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = read_json(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: can't be read as JSON ({error}).") from error
     if not isinstance(content, dict):

@@ -3,7 +3,6 @@
 A line of the second is {"text_id": 8428, "text": "高级感托特包", "image_ids": [1076345, 517602]}.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from accel_train.data.readers.records import (
     text_lines,
 )
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 IMAGES, TEXTS = "_imgs.tsv", "_texts.jsonl"
 
@@ -65,7 +65,7 @@ def _text(where: str, line: str | None) -> Record:
     if line is None:
         return BadRecord(where, "not UTF-8")
     try:
-        value = json.loads(line)
+        value = read_json(line)
     except ValueError as error:
         return BadRecord(where, f"not JSON ({error})")
     if not isinstance(value, dict):

@@ -3,13 +3,13 @@
 The files are read directly, so the library itself is not needed.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from accel_train.data.readers import parquet
 from accel_train.data.readers.records import Columns, Record
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 STATE = "state.json"
 
@@ -30,7 +30,7 @@ def read(files: list[Path], columns: Columns) -> Iterator[Record]:
 
 def _files(state: Path) -> list[Path]:
     try:
-        names = [str(item["filename"]) for item in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+        names = [str(item["filename"]) for item in read_json(state.read_text(encoding="utf-8"))["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{state}: not the state of a saved dataset ({error!r}).") from error
     if outside := [name for name in names if name != Path(name).name]:

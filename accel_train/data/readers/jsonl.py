@@ -1,12 +1,12 @@
 """JSON lines with an image and a caption, or a list of captions, in each; images as paths or base64."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from accel_train.data.readers.records import BadRecord, Columns, Record, files_by_split, text_lines
 from accel_train.data.readers.rows import RowRecords, choose_columns
+from accel_train.json_text import read_json
 
 
 def find_splits(source: Path) -> dict[str, list[Path]]:
@@ -33,7 +33,7 @@ def objects_of(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRecord]]:
             yield where, BadRecord(where, "not UTF-8")
             continue
         try:
-            value = json.loads(line)
+            value = read_json(line)
         except ValueError as error:
             yield where, BadRecord(where, f"not JSON ({error})")
             continue

@@ -4,7 +4,6 @@
 names itself.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from accel_train.data.readers import csv_table, hf_datasets, jsonl, parquet
 from accel_train.data.readers.records import BadRecord, BadValue, as_caption, as_id, files_by_split, text_lines
 from accel_train.data.readers.rows import TEXT_NAMES
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 SEPARATOR = "|||"
 FIRST_LINES = 10
@@ -160,7 +160,7 @@ def _has_separator(path: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}).") from error
     if not isinstance(content, dict):

@@ -4,7 +4,6 @@ A key is the path up to the first dot of the file's name. The caption is the tex
 Members are read from the archive one sample at a time; nothing is extracted to disk.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,7 @@ from accel_train.data.readers.records import (
 from accel_train.data.readers.rows import IMAGE_ENDINGS, TEXT_NAMES
 from accel_train.data.readers.tar_members import Member, members
 from accel_train.errors import UserError
+from accel_train.json_text import read_json
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """An uncompressed image of the most pixels that are admitted is smaller."""
@@ -147,8 +147,8 @@ def _captions(files: dict[str, bytes], text_column: str | None) -> list[str]:
     if "json" not in files:
         raise BadValue("lacks a caption (.txt or .json)" if text_column is None else "lacks a .json file")
     try:
-        fields = json.loads(_decoded("json", files["json"]))
-    except (ValueError, RecursionError) as error:
+        fields = read_json(_decoded("json", files["json"]))
+    except ValueError as error:
         raise BadValue(f"its .json file is not JSON ({error})") from error
     if not isinstance(fields, dict):
         raise BadValue(f"its .json file holds a {type(fields).__name__} where fields by name belong")
