@@ -1,14 +1,17 @@
 """Where a run starts from: which checkpoints it may go on from, and weights from elsewhere."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from accel_train.checkpoint.carried import CarriedState, from_checkpoint, from_whole
 from accel_train.checkpoint.store import all_folders, load_weights
 from accel_train.config.load import config_changes
 from accel_train.config.schema import RunConfig
+from accel_train.engine.engine import Engine
 from accel_train.errors import UserError
 from accel_train.optim.optimizers import state_names
 from accel_train.optim.param_groups import GroupPlan
@@ -52,6 +55,21 @@ def about_run(config: RunConfig, dataset_fingerprint: str, plan: GroupPlan) -> d
     return {
         "about": {"config": config.model_dump(mode="json"), "dataset_fingerprint": dataset_fingerprint},
         "first_steps": first_steps,
+    }
+
+
+def about_launch(config: RunConfig, engine: Engine) -> dict[str, Any]:
+    """What decides, beside the configuration's fixed keys, how a step's numbers are rounded."""
+    on_cuda = engine.device.type == "cuda"
+    return {
+        "engine": engine.launch.engine,
+        "offload_optimizer": engine.launch.offload_optimizer,
+        "world_size": engine.world_size,
+        "micro_batch_size": config.data.micro_batch_size,
+        "precision": config.precision,
+        "compute": config.compute.model_dump(),
+        "device": torch.cuda.get_device_name(engine.device) if on_cuda else f"cpu, {torch.get_num_threads()} threads",
+        "versions": {name: version(name) for name in ("accel_train", "torch", "accelerate", "transformers")},
     }
 
 

@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 from accel_train.errors import UserError
+from accel_train.ledger import Ledger
 
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "run.log"
@@ -42,6 +43,7 @@ class RunLog:
         self.rank = rank
         self.run_dir = run_dir
         self.metrics_path = run_dir / METRICS_FILE
+        self.ledger = Ledger(run_dir, is_main=is_main)
         self._metrics: TextIO | None = None
         self._log: TextIO | None = None
         self.console = Console(file=sys.stdout, quiet=not is_main, highlight=False)
@@ -62,9 +64,14 @@ class RunLog:
             _claim(self._log, run_dir)
 
     def rewind(self, step: int) -> None:
-        """Drops metrics of later steps and a torn last line, so that a resumed run goes on as if it had not been killed."""
+        """Drops metrics of later steps and a torn last line, so that a resumed run goes on as if it had not been killed.
+
+        The ledger too, whose chain is checked up to there.
+        """
         if not self.is_main:
             return
+        if complaint := self.ledger.rewind(step):
+            self.warn(f"{complaint}. Training goes on; `accel-train verify --resume` will not trust what lies before.")
         if self.metrics_path.exists():
             text = self.metrics_path.read_text(encoding="utf-8", errors="replace")
             kept = [line for line in text.splitlines() if _step_of(line) <= step]
@@ -82,7 +89,7 @@ class RunLog:
             self._write(self._metrics, json.dumps({"step": step, "split": split, **values}) + "\n")
 
     def sync(self) -> None:
-        """Forces the metrics to disk. Raises OSError if a line was lost since the run started.
+        """Forces the metrics and the ledger to disk. Raises OSError if a line was lost since the run started.
 
         If run_dir was removed under the run, the files are made anew and what is missing is said.
         """
@@ -96,6 +103,7 @@ class RunLog:
             self._metrics, self._log = self._opened(METRICS_FILE), self._opened(LOG_FILE)
             self.warn(f"{self.metrics_path} was removed while the run was writing to it; earlier lines are lost.")
         os.fsync(self._metrics.fileno())
+        self.ledger.sync()
 
     def say(self, message: str) -> None:
         """One line from rank 0, on the terminal and in run.log."""
@@ -157,6 +165,7 @@ class RunLog:
 
     def close(self) -> None:
         self.stop_progress()
+        self.ledger.close()
         self._close_files()
 
     def _close_files(self) -> None:

@@ -22,7 +22,7 @@ from accel_train.optim.optimizers import make_optimizer, state_names
 from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
 from accel_train.phases import phase_at, plan_phase_groups, plan_phases
 from accel_train.randomness import seed_everything
-from accel_train.resume import carried_state, check_resumable, load_initial_weights
+from accel_train.resume import about_launch, carried_state, check_resumable, load_initial_weights
 from accel_train.run import Run
 from accel_train.run_log import METRICS_FILE, RunLog
 from accel_train.signals import StopRequest
@@ -93,6 +93,7 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
     if config.precision != saved_precision:
         run.state.loss_scale = FIRST_LOSS_SCALE if config.precision == "fp16" else 1.0
     log.rewind(run.state.step if resumed else -1)
+    log.ledger.launched(run.state.step, about_launch(config, engine))
     engine.together(lambda: write_config(run))
     engine.start_trackers({path: str(value) for path, value in leaves(config.model_dump()).items()})
     return run

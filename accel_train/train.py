@@ -8,12 +8,13 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from accel_train.agreement import agree
+from accel_train.agreement import Agreement, agree
 from accel_train.config.schema import RunConfig
 from accel_train.data.loader import Step, train_steps
 from accel_train.engine.build import build_engine
 from accel_train.errors import CheckFailed, Stopped, UserError
 from accel_train.judge import evaluate_and_judge
+from accel_train.ledger import StepTaken
 from accel_train.optim.clip import clip_factors, total_norm
 from accel_train.progress import Meter, step_summary
 from accel_train.randomness import forward_randomness
@@ -64,6 +65,7 @@ def loop(run: Run) -> None:
         losses, norms = take_step(run, batch, agreed.rows)
         state.step += 1
         state.samples += sum(agreed.rows)
+        run.log.ledger.took(step_taken(run, batch, agreed, losses, norms))
         meter.count(sum(agreed.rows))
         summary = log_step(run, batch.epoch, losses, norms, meter) if run.is_due(config.log.log_every) else None
         run.log.progress(state.step, summary)
@@ -85,6 +87,11 @@ def loop(run: Run) -> None:
         run.log.say(f"done: {state.step} steps{best}; checkpoints in {run.checkpoints.root}")
     else:
         next_phase(run)
+
+
+def step_taken(run: Run, batch: Step, agreed: Agreement, losses: StepLosses, norms: Tensor) -> StepTaken:
+    """What the ledger keeps of the step just taken."""
+    return StepTaken(run.state.step, run.order.rows(batch.step), sum(agreed.rows), losses.losses, total_norm(norms))
 
 
 def save(run: Run) -> None:

@@ -16,7 +16,7 @@ MAX_FUNCTION_LINES = 70
 # in the part `config`; a part is a folder or a file of the package.
 STOREYS = [
     {"errors", "json_text"},
-    {"config"},
+    {"config", "ledger"},
     {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "signals", "prediction_file"},
     {"engine", "tasks", "randomness", "phases", "inject"},
     {"checkpoint", "step", "evaluate", "advice"},
