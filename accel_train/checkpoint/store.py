@@ -94,7 +94,7 @@ class Checkpoints:
             **about,
             "files": [asdict(record) for record in [files.record_of(aside / files.INDEX_FILE), *records]],
         }
-        files.write_json(aside / files.STATE_FILE, content)
+        files.write_state(aside, content)
         files.sync(aside)
         aside.rename(final)
         files.sync(self.root)

@@ -33,6 +33,7 @@ from accel_train.checkpoint.files import (
     record_of,
     write_json,
     write_pieces,
+    write_state,
 )
 from accel_train.engine.shards import Shard
 
@@ -53,7 +54,7 @@ def write(folder: Path, per_rank: list[list[Shard]], buffers: dict[str, Tensor] 
     records, indexes = zip(*written, strict=True)
     write_json(folder / INDEX_FILE, joined_index(indexes))
     listed = [asdict(record) for record in [record_of(folder / INDEX_FILE), *records]]
-    write_json(folder / STATE_FILE, {"format": FORMAT, "step": 7, "files": listed})
+    write_state(folder, {"format": FORMAT, "step": 7, "files": listed})
 
 
 @st.composite
