@@ -23,7 +23,12 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises UserError with one line for each mistake: of the file, of an override, of a value's type or range, or, once
     those are right, of keys that contradict each other.
     """
-    values = _read_mapping(Path(path))
+    values = read_mapping(Path(path))
+    if "search" in values:
+        raise UserError(
+            f"{path}: search: this is a sweep, which only `accel-train sweep {path}` takes. A sweep is a file of its own, "
+            "whose `config` names the configuration that is searched; that one is what every other command takes."
+        )
     problems = apply_overrides(values, list(overrides))
     try:
         root = config_class(values)
@@ -40,7 +45,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return config
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping, as it stands. Raises UserError."""
     try:
         values = read_yaml(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
