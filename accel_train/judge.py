@@ -17,6 +17,7 @@ def evaluate_and_judge(run: Run) -> None:
     split = config.data.valid_split
     assert split is not None
     found = evaluate(run.engine, run.task, split, config)
+    run.faults.at("evaluation", state.step)
     scores = run.scores = found.scores
     run.log.metrics(state.step, split, scores)
     run.engine.track({f"{split}/{name}": value for name, value in scores.items()}, state.step)

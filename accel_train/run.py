@@ -8,6 +8,7 @@ from accel_train.config.schema import RunConfig, interval_in_steps
 from accel_train.data.dataset import Dataset
 from accel_train.data.order import Order
 from accel_train.engine.engine import Engine
+from accel_train.inject import Faults
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.phases import Phase
 from accel_train.run_log import RunLog
@@ -29,6 +30,7 @@ class Run:
     checkpoints: Checkpoints
     total_steps: int
     stop: StopRequest
+    faults: Faults
     phase: Phase
     plan: GroupPlan
     state: TrainState

@@ -6,6 +6,7 @@ from torch import nn
 
 from accel_train.checkpoint.state import TrainState, state_of
 from accel_train.checkpoint.store import Checkpoints, folder_name
+from accel_train.config.faults import Fault, check_faults
 from accel_train.config.load import dump_config, leaves
 from accel_train.config.rules import check_last_batch, num_micro_batches
 from accel_train.config.schema import RunConfig
@@ -13,6 +14,7 @@ from accel_train.data.dataset import Dataset
 from accel_train.data.order import Order
 from accel_train.engine.engine import Engine
 from accel_train.errors import UserError
+from accel_train.inject import Faults, fired_faults
 from accel_train.models.blocks import checkpoint_activations, compile_blocks, repeated_blocks
 from accel_train.models.dropout import install_per_sample_dropout
 from accel_train.models.pretrained import quiet_transformers
@@ -34,7 +36,9 @@ from accel_train.watch import watch_start
 FIRST_LOSS_SCALE = 2.0**16
 
 
-def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *, fresh: bool) -> Run:
+def set_up(
+    config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *, fresh: bool, inject: tuple[Fault, ...] = ()
+) -> Run:
     """A run that is ready for its next step. Raises UserError on every rank.
 
     Weights come from the first of these that is there: this run's newest valid checkpoint, `initialize_from`, the pretrained
@@ -54,12 +58,14 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
         log.say(line)
     total_steps = config.max_steps or (config.num_epochs or 0) * order.steps_per_epoch
     phases = plan_phases(config, steps_per_epoch=order.steps_per_epoch, total_steps=total_steps)
+    faults = prepare_faults(inject, config, engine, log, total_steps=total_steps, num_rows=len(dataset))
     checkpoints = Checkpoints(
         Path(config.run_dir),
         engine,
         log,
         keep_last=config.checkpoint.keep_last,
         state_names=state_names(config.optimizer),
+        faults=faults,
     )
     resumed = checkpoints.newest_valid()
     if fresh and engine.gather_objects(bool(resumed) or (Path(config.run_dir) / METRICS_FILE).exists())[0]:
@@ -82,7 +88,9 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
         log.say(note)
     phase = phase_at(phases, state.step)
     plan = engine.together(lambda: plan_phase_groups(model, phases, phase, state.carried_updates))
-    run = Run(config, engine, task, phases, order, dataset, log, checkpoints, total_steps, stop, phase, plan, state)
+    run = Run(
+        config, engine, task, phases, order, dataset, log, checkpoints, total_steps, stop, faults, phase, plan, state
+    )
     start_phase(run, model, resumed[0] if resumed else None)
     if carried:
         checkpoints.carry(carried, run.plan)
@@ -92,11 +100,27 @@ def set_up(config: RunConfig, engine: Engine, log: RunLog, stop: StopRequest, *,
     saved_precision = resumed[1]["about"]["config"]["precision"] if resumed else None
     if config.precision != saved_precision:
         run.state.loss_scale = FIRST_LOSS_SCALE if config.precision == "fp16" else 1.0
+    faults.at("start", run.state.step)
     log.rewind(run.state.step if resumed else -1)
     log.ledger.launched(run.state.step, about_launch(config, engine))
     engine.together(lambda: write_config(run))
     engine.start_trackers({path: str(value) for path, value in leaves(config.model_dump()).items()})
     return run
+
+
+def prepare_faults(
+    wanted: tuple[Fault, ...], config: RunConfig, engine: Engine, log: RunLog, *, total_steps: int, num_rows: int
+) -> Faults:
+    """What `--inject` asks for, less what has fired in this run directory before. Raises UserError on every rank."""
+    check_faults(
+        wanted,
+        world_size=engine.world_size,
+        total_steps=total_steps,
+        num_rows=num_rows,
+        num_workers=config.data.num_workers,
+    )
+    fired = engine.gather_objects(fired_faults(Path(config.run_dir)))[0] if wanted else frozenset()
+    return Faults(wanted, rank=engine.rank, log=log, fired=fired)
 
 
 def next_phase(run: Run) -> None:
@@ -105,6 +129,7 @@ def next_phase(run: Run) -> None:
     _, model = run.engine.together(lambda: build_model(run.config))
     run.phase = phase_at(run.phases, run.state.step)
     run.plan = plan_phase_groups(model, run.phases, run.phase, run.state.carried_updates)
+    run.faults.at("phase", run.state.step)
     run.log.say(f"phase {run.phase.name} begins at step {run.state.step}")
     start_phase(run, model, run.checkpoints.root / folder_name(run.state.step))
 

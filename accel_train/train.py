@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from accel_train.agreement import Agreement, agree
+from accel_train.config.faults import Fault
 from accel_train.config.schema import RunConfig
 from accel_train.data.loader import Step, train_steps
 from accel_train.engine.build import build_engine
@@ -29,14 +30,17 @@ from accel_train.watch import watch_step
 STEPS_TO_DOUBLE_LOSS_SCALE = 2000
 
 
-def train(config: RunConfig, *, fresh: bool = False) -> dict[str, float]:
-    """Trains to the end and returns the last scores. Raises UserError, CheckFailed, or Stopped after a signal."""
+def train(config: RunConfig, *, fresh: bool = False, inject: tuple[Fault, ...] = ()) -> dict[str, float]:
+    """Trains to the end and returns the last scores. Raises UserError, CheckFailed, or Stopped after a signal.
+
+    `inject` are faults to be brought about on the way.
+    """
     engine = build_engine(config)
     stop = StopRequest()
     with stop.listening():
         log = RunLog(Path(config.run_dir), is_main=engine.is_main, rank=engine.rank)
         try:
-            run = set_up(config, engine, log, stop, fresh=fresh)
+            run = set_up(config, engine, log, stop, fresh=fresh, inject=inject)
             if run.is_finished:
                 say_nothing_to_do(run)
             while not run.is_finished:
@@ -58,6 +62,8 @@ def loop(run: Run) -> None:
     run.log.start_progress(run.total_steps, state.step)
     meter = Meter(engine.device)
     for batch in meter.waiting_for(global_batches(run)):
+        if run.faults.waiting:
+            run.faults.before_step(state.step + 1, engine.bare_model())
         agreed = agree(run, batch)
         if agreed.stop is not None:
             leave(run, agreed.stop)
@@ -85,6 +91,7 @@ def loop(run: Run) -> None:
             else f"; best {run.task.best_score} {state.best_score:.4f} at step {state.best_step}"
         )
         run.log.say(f"done: {state.step} steps{best}; checkpoints in {run.checkpoints.root}")
+        run.faults.say_what_is_left()
     else:
         next_phase(run)
 
@@ -116,7 +123,7 @@ def say_nothing_to_do(run: Run) -> None:
 def global_batches(run: Run) -> Iterator[Step]:
     """This rank's share of every global batch from the present step to the end of its phase."""
     return train_steps(
-        run.dataset,
+        run.faults.on_rows_of(run.dataset),
         run.order,
         run.config.data,
         rank=run.engine.rank,
@@ -138,6 +145,7 @@ def set_learning_rates(run: Run) -> None:
 def take_step(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Tensor]:
     """Gradients, clipping and update. Returns the losses and every group's gradient norm before clipping."""
     losses, norms = find_gradients(run, batch, counts)
+    run.faults.at("update", run.state.step + 1)
     update(run, norms)
     return losses, norms
 

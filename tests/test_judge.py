@@ -10,6 +10,7 @@ import pytest
 from accel_train import judge
 from accel_train.checkpoint.state import TrainState
 from accel_train.evaluate import Evaluation
+from accel_train.inject import Faults
 from accel_train.run import ran_out_of_patience
 from accel_train.run_log import RunLog
 
@@ -38,6 +39,7 @@ def judged(
     log = RunLog(tmp_path, is_main=True, rank=0)
     task = SimpleNamespace(best_score=NAME, has_prediction_rows=False)
     run: Any = SimpleNamespace(config=config, state=TrainState(), engine=Silent(), task=task, log=log, scores={})
+    run.faults = Faults((), rank=0, log=log)
     for step, score in enumerate(scores, start=first_step):
         if ran_out_of_patience(config, run.state):
             break

@@ -17,6 +17,7 @@ from accel_train.checkpoint.state import TrainState
 from accel_train.engine.engine import Engine
 from accel_train.engine.shards import Shard
 from accel_train.errors import CheckFailed, UserError
+from accel_train.inject import Faults
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.run_log import RunLog
 
@@ -25,13 +26,21 @@ class Checkpoints:
     """The checkpoints of one run. Every method is called by all ranks together."""
 
     def __init__(
-        self, run_dir: Path, engine: Engine, log: RunLog, *, keep_last: int, state_names: tuple[str, ...]
+        self,
+        run_dir: Path,
+        engine: Engine,
+        log: RunLog,
+        *,
+        keep_last: int,
+        state_names: tuple[str, ...],
+        faults: Faults | None = None,
     ) -> None:
         self.root = run_dir / "checkpoints"
         self.engine = engine
         self.log = log
         self.keep_last = keep_last
         self.state_names = state_names
+        self.faults = faults or Faults((), rank=engine.rank, log=log)
         self._damaged: list[Path] = []
 
     def save(self, state: TrainState, about: dict[str, Any]) -> Path:
@@ -47,7 +56,7 @@ class Checkpoints:
         self.engine.share_buffers()  # only rank 0's are written, so all must go on with them
         self._together("write the log", self.log.sync)
         self._together("make the folder", self._make_aside, aside)
-        written = self._together("write its part", self._write, aside)
+        written = self._together("write its part", self._write, aside, state.step)
         records, indexes = zip(*written, strict=True)
         self._together(
             "publish it", self._publish, aside, final, state, about, list(records), files.joined_index(indexes)
@@ -59,9 +68,11 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
 
-    def _write(self, aside: Path) -> tuple[files.FileRecord, files.Index]:
+    def _write(self, aside: Path, step: int) -> tuple[files.FileRecord, files.Index]:
         buffers = _persistent_buffers(self.engine) if self.engine.is_main else {}
-        return files.write_pieces(aside, self.engine.rank, self._owned(), buffers)
+        record, index = files.write_pieces(aside, self.engine.rank, self._owned(), buffers)
+        self.faults.at("write", step, aside / record.name)
+        return record, index
 
     def _owned(self) -> Iterator[Shard]:
         """This rank's shards; where all ranks hold the same, each takes a share of about equal size."""
@@ -96,16 +107,19 @@ class Checkpoints:
         }
         files.write_state(aside, content)
         files.sync(aside)
+        self.faults.at("publish", state.step)
         aside.rename(final)
         files.sync(self.root)
         self._tidy(state)
 
     def _tidy(self, state: TrainState) -> None:
         """Sets `latest` and `best`, and removes old checkpoints and what a kill left half done. `state` is the newest's."""
+        self.faults.at("link", state.step)
         point(self.root / "latest", self.root / folder_name(state.step))
         best = self.root / "best"
         if state.best_step is not None and (self.root / folder_name(state.best_step)).is_dir():
             point(best, self.root / folder_name(state.best_step))
+        self.faults.at("prune", state.step, self.root / folder_name(state.step))
         kept = {best.resolve().name} if best.exists() else set()
         for leftover in self.root.glob(".step_*"):
             shutil.rmtree(leftover, ignore_errors=True)

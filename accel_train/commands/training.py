@@ -1,6 +1,7 @@
 """`train` and what shows a run beforehand."""
 
 from accel_train.commands.arguments import add_config, load, make_parser, positive
+from accel_train.config.faults import read_faults
 
 
 def train(argv: list[str]) -> None:
@@ -12,12 +13,14 @@ def train(argv: list[str]) -> None:
     parser = make_parser(train, "accel-train train configs/quickstart.yaml max_steps=20 num_epochs=null")
     add_config(parser)
     parser.add_argument("--fresh", action="store_true", help="start anew; refuses a run_dir that holds a run")
+    parser.add_argument("--inject", metavar="FAULTS", help="make it fail, to see what holds (docs/reliability.md)")
     arguments = parser.parse_intermixed_args(argv)
+    faults = () if arguments.inject is None else read_faults(arguments.inject)
     config = load(arguments)
 
     from accel_train.train import train as run
 
-    run(config, fresh=arguments.fresh)
+    run(config, fresh=arguments.fresh, inject=faults)
 
 
 def plan(argv: list[str]) -> None:
