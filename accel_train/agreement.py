@@ -1,11 +1,11 @@
 """What all ranks agree on before each step, in one exchange of small integers."""
 
-import signal
 from dataclasses import dataclass
 
 from accel_train.data.loader import Step
 from accel_train.errors import UserError
 from accel_train.run import Run
+from accel_train.stopping import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,10 @@ def agree(run: Run, batch: Step) -> Agreement:
     their budget is enforced (UserError).
     """
     sizes = [len(part["sample_id"]) for part in batch.micro_batches]
-    everyone = run.engine.exchange([sum(sizes), min(sizes), len(batch.unreadable), run.stop.signal or 0])
-    rows, smallest, unreadable, signals = zip(*everyone, strict=True)
-    if any(signals) and run.state.step > 0:
-        return Agreement(list(rows), signal.Signals(max(signals)).name)
+    everyone = run.engine.exchange([sum(sizes), min(sizes), len(batch.unreadable), run.stop.reason()])
+    rows, smallest, unreadable, reasons = zip(*everyone, strict=True)
+    if any(reasons) and run.state.step > 0:
+        return Agreement(list(rows), in_words(max(reasons)))
     if any(unreadable):
         _count_unreadable(run, batch, sum(unreadable))
     if not all(smallest):

@@ -17,7 +17,7 @@ MAX_FUNCTION_LINES = 70
 STOREYS = [
     {"errors", "json_text"},
     {"config", "ledger"},
-    {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "signals", "prediction_file"},
+    {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "stopping", "prediction_file"},
     {"engine", "tasks", "randomness", "phases", "inject"},
     {"checkpoint", "step", "evaluate", "advice"},
     {"resume"},

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from accel_train.signals import SIGNALS, StopRequest
+from accel_train.stopping import SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -36,7 +36,7 @@ def test_schedulers_may_repeat_themselves() -> None:
 def test_a_second_interrupt_leaves_at_once_with_130() -> None:
     script = """
 import os, signal
-from accel_train.signals import StopRequest
+from accel_train.stopping import StopRequest
 stop = StopRequest()
 with stop.listening():
     os.kill(os.getpid(), signal.SIGINT)

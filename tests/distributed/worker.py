@@ -33,7 +33,7 @@ from accel_train.errors import CheckFailed, UserError
 from accel_train.run import Run
 from accel_train.run_log import RunLog
 from accel_train.set_up import set_up
-from accel_train.signals import StopRequest
+from accel_train.stopping import StopRequest
 from accel_train.tasks.task import Batch
 from accel_train.train import loop
 from tests.distributed.readings import signs_of_engine, whole_gradients, whole_weights
