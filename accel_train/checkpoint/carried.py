@@ -8,6 +8,7 @@ from torch import Tensor
 
 from accel_train.checkpoint import files
 from accel_train.checkpoint.files import DamagedCheckpoint, Reader
+from accel_train.checkpoint.state import num_updates
 from accel_train.errors import UserError
 
 WholeStates = dict[str, dict[str, Tensor]]
@@ -38,7 +39,8 @@ def from_checkpoint(folder: Path, state_names: tuple[str, ...], optimizer: str) 
     reader = Reader(folder)
     held = [set(reader.index.get(kind, {})) for kind in state_names]
     names = set.intersection(*held) if held else set()
-    updates = {name: saved["step"] - saved["first_steps"].get(name, 0) for name in sorted(names)}
+    first_steps = saved["first_steps"]
+    updates = {name: num_updates(saved["step"], first_steps.get(name, 0), saved["skipped"]) for name in sorted(names)}
     return CarriedState(updates, reader.read_into)
 
 

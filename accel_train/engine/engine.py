@@ -43,6 +43,7 @@ class Engine(ABC):
         self.device: torch.device = accelerator.device
         self.loss_scale = 1.0
         self._limited: list[tuple[Tensor, float]] | None = None
+        self._moving: list[Tensor] | None = None
         self.model: nn.Module
         self.optimizer: Optimizer
         if accelerator.num_processes != launch.world_size or accelerator.process_index != launch.rank:
@@ -73,7 +74,7 @@ class Engine(ABC):
         if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
             raise UserError(f"Parameters of no dimension can't be sharded: {scalars}. Give them shape (1,).")
         groups = [dict(group) for group in optimizer.param_groups]
-        self._limited = None
+        self._limited = self._moving = None
         run_in(model, precision, self.device.type)
         self._prepare(model, optimizer, block_classes)
         self._check_active()
@@ -151,6 +152,18 @@ class Engine(ABC):
             self._limited = [(shard.weight, limits[shard.name]) for shard in self.shards(()) if shard.name in limits]
         for weight, largest in self._limited:
             weight.clamp_(max=largest)
+
+    def moving_buffers(self) -> list[Tensor]:
+        """What a forward pass of the training model may change beside the gradients: BatchNorm's running statistics."""
+        if self._moving is None:
+            self._moving = [
+                buffer
+                for module in self.bare_model().modules()
+                if module.training
+                for name, buffer in module.named_buffers(recurse=False)
+                if name not in module._non_persistent_buffers_set
+            ]
+        return self._moving
 
     @abstractmethod
     def discard_gradients(self) -> None:

@@ -53,15 +53,19 @@ class TorchOptimizerEngine(Engine):
         for key in state_names:
             if held.get(key) is None:
                 held[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        if state_names:  # else an optimizer that has made no update yet would miss its own count of them
+            held.setdefault("step", self._count_of_updates(0, parameter))
         return held
 
-    def finish_loading(self, updates: list[int]) -> None:
+    def _count_of_updates(self, count: int, parameter: nn.Parameter) -> Tensor:
         on_device = bool(self.optimizer.defaults.get("fused") or self.optimizer.defaults.get("capturable"))
+        return torch.tensor(float(count), device=parameter.device if on_device else "cpu")
+
+    def finish_loading(self, updates: list[int]) -> None:
         for count, group in zip(updates, self.optimizer.param_groups, strict=True):
             for parameter in group["params"]:
                 if parameter in self.optimizer.state:
-                    device = parameter.device if on_device else "cpu"
-                    self.optimizer.state[parameter]["step"] = torch.tensor(float(count), device=device)
+                    self.optimizer.state[parameter]["step"] = self._count_of_updates(count, parameter)
 
 
 class DataParallel(TorchOptimizerEngine):

@@ -190,6 +190,8 @@ class Zero(Engine):
         for key in state_names:
             if held.get(key) is None:
                 held[key] = torch.zeros_like(flat)
+        if state_names:  # else an optimizer that has made no update yet would miss its own count of them
+            held.setdefault("step", torch.tensor(0.0))
         return {key: held[key] for key in state_names}
 
     def finish_loading(self, updates: list[int]) -> None:
