@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +42,7 @@ class Checkpoints:
         self.state_names = state_names
         self.faults = faults or Faults((), rank=engine.rank, log=log)
         self._damaged: list[Path] = []
+        self._passed_over: list[Path] = []
 
     def save(self, state: TrainState, about: dict[str, Any]) -> Path:
         """Writes a checkpoint of this step, unless it is there already. `about` goes into state.json as it is.
@@ -123,12 +124,10 @@ class Checkpoints:
         kept = {best.resolve().name} if best.exists() else set()
         for leftover in self.root.glob(".step_*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for folder in all_folders(self.root)[self.keep_last :]:
+        # In a row of skipped steps the last good checkpoint is kept, whatever comes after it: a rollback needs it.
+        for folder in all_folders(self.root)[self.keep_last :] if not state.skipped_in_a_row else []:
             if folder.name not in kept:
-                # Renamed first, so that a kill in the middle leaves no checkpoint that looks whole.
-                doomed = folder.with_name(f".{folder.name}.deleted")
-                folder.rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                _remove(folder)
 
     def _together(self, what: str, action: Any, *arguments: Any) -> list[Any]:
         """Runs an action on every rank and agrees on the outcome; returns every rank's result."""
@@ -150,20 +149,26 @@ class Checkpoints:
             )
         return [result for _, result in outcomes]
 
-    def newest_valid(self) -> tuple[Path, dict[str, Any]] | None:
+    def newest_valid(
+        self, is_wanted: Callable[[dict[str, Any]], bool] = lambda saved: True
+    ) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that is whole, and its state.json; damaged ones are named and passed over.
 
+        `is_wanted` looks at the state.json of a whole one; newer ones that it turns down are removed by `load`.
         Raises UserError if there are checkpoints and none is whole: training from scratch would bury them.
         """
         found = self.engine.gather_objects([folder.name for folder in all_folders(self.root)])[0]
         for name in found:
             folder = self.root / name
             problems = [problem for problem in self.engine.gather_objects(self._damage(folder)) if problem]
-            if not problems:
-                return folder, files.read_state(folder)
-            self._damaged.append(folder)
-            self.log.say(f"warning: checkpoint {name} is damaged and passed over: {problems[0]}")
-        if found:
+            if problems:
+                self._damaged.append(folder)
+                self.log.say(f"warning: checkpoint {name} is damaged and passed over: {problems[0]}")
+            elif is_wanted(saved := files.read_state(folder)):
+                return folder, saved
+            else:
+                self._passed_over.append(folder)
+        if self._damaged:
             raise UserError(
                 f"{self.root}: none of the {len(found)} checkpoints is whole. Restore one, or move the folder away to "
                 "start anew."
@@ -184,12 +189,13 @@ class Checkpoints:
     def load(self, folder: Path, state: TrainState, plan: GroupPlan) -> None:
         """Copies a checkpoint, from any engine and number of ranks, into the engine.
 
-        Parameters whose first step this is begin with empty optimizer state. Damaged newer checkpoints are renamed, so that
-        they don't count as this run's any more.
+        Parameters whose first step this is begin with empty optimizer state. Newer checkpoints that were passed over don't
+        count as this run's any more: damaged ones are renamed, others removed.
         """
         self.engine.together(lambda: self._read(folder, plan.that_begin_at(state.step)))
-        self.engine.finish_loading([state.step - group.first_step for group in plan.groups])
+        self.engine.finish_loading([state.updates_since(group.first_step) for group in plan.groups])
         self._together("tidy up", self._tidy_after_kill, state)
+        self._damaged, self._passed_over = [], []
 
     def carry(self, carried: CarriedState, plan: GroupPlan) -> None:
         """Copies optimizer state from another run into the engine, before the first step."""
@@ -221,6 +227,8 @@ class Checkpoints:
             aside = folder.with_name(f"{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
+        for folder in self._passed_over:
+            _remove(folder)
         self._tidy(state)
 
 
@@ -251,6 +259,13 @@ def point(link: Path, folder: Path) -> None:
     fresh.unlink(missing_ok=True)
     os.symlink(folder.name, fresh)
     fresh.replace(link)
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first, so that a kill in the middle leaves no checkpoint that looks whole."""
+    doomed = folder.with_name(f".{folder.name}.deleted")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _check_shape(reader: Reader, kind: str, name: str, shape: Iterable[int], folder: Path) -> None:
