@@ -29,6 +29,11 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             f"{path}: search: this is a sweep, which only `accel-train sweep {path}` takes. A sweep is a file of its own, "
             "whose `config` names the configuration that is searched; that one is what every other command takes."
         )
+    return check_config(values, overrides, str(path))
+
+
+def check_config(values: dict[str, Any], overrides: list[str] | tuple[str, ...], source: str) -> RunConfig:
+    """The configuration that a mapping and overrides make. Changes `values`. Raises UserError as `load_config` does."""
     problems = apply_overrides(values, list(overrides))
     try:
         root = config_class(values)
@@ -41,7 +46,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         problems += check_rules(config)
     if problems:
         count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
-        raise UserError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise UserError(f"{source}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
     return config
 
 
