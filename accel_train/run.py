@@ -12,7 +12,7 @@ from accel_train.inject import Faults
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.phases import Phase
 from accel_train.run_log import RunLog
-from accel_train.signals import StopRequest
+from accel_train.stopping import StopRequest
 from accel_train.tasks.task import Task
 
 

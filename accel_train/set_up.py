@@ -27,7 +27,7 @@ from accel_train.randomness import seed_everything
 from accel_train.resume import about_launch, carried_state, check_resumable, load_initial_weights
 from accel_train.run import Run
 from accel_train.run_log import METRICS_FILE, RunLog
-from accel_train.signals import StopRequest
+from accel_train.stopping import StopRequest
 from accel_train.tasks.build import build_task
 from accel_train.tasks.contract import check_dataset
 from accel_train.tasks.task import Task

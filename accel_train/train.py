@@ -23,15 +23,15 @@ from accel_train.resume import about_run
 from accel_train.run import Run
 from accel_train.run_log import RunLog
 from accel_train.set_up import next_phase, set_up
-from accel_train.signals import StopRequest
 from accel_train.step import StepLosses, forward_backward
+from accel_train.stopping import StopRequest
 from accel_train.watch import watch_step
 
 STEPS_TO_DOUBLE_LOSS_SCALE = 2000
 
 
 def train(config: RunConfig, *, fresh: bool = False, inject: tuple[Fault, ...] = ()) -> dict[str, float]:
-    """Trains to the end and returns the last scores. Raises UserError, CheckFailed, or Stopped after a signal.
+    """Trains to the end and returns the last scores. Raises UserError, CheckFailed, or Stopped when it was asked to.
 
     `inject` are faults to be brought about on the way.
     """
@@ -43,6 +43,9 @@ def train(config: RunConfig, *, fresh: bool = False, inject: tuple[Fault, ...] =
             run = set_up(config, engine, log, stop, fresh=fresh, inject=inject)
             if run.is_finished:
                 say_nothing_to_do(run)
+            elif engine.is_main:
+                for line in stop.watch(Path(config.run_dir), config.max_hours):
+                    log.say(line)
             while not run.is_finished:
                 loop(run)
             return run.scores
@@ -102,12 +105,14 @@ def step_taken(run: Run, batch: Step, agreed: Agreement, losses: StepLosses, nor
 
 
 def save(run: Run) -> None:
-    run.checkpoints.save(run.state, about_run(run.config, run.dataset.fingerprint, run.plan))
+    with run.stop.saving():
+        run.checkpoints.save(run.state, about_run(run.config, run.dataset.fingerprint, run.plan))
 
 
 def leave(run: Run, why: str) -> NoReturn:
     """Between two steps, on all ranks: a checkpoint of the steps taken, and out (Stopped)."""
     save(run)
+    run.stop.remove_file()
     raise Stopped(
         f"stopped by {why} at step {run.state.step} of {run.total_steps}; a checkpoint was written, and the same command "
         "goes on from it."

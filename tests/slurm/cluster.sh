@@ -83,7 +83,7 @@ init() {
     for number in $(seq "$nodes"); do start_node "$number"; done
     until [ "$(sinfo -h -p main -o '%D %t')" = "$nodes idle" ]; do sleep 0.1; done
     touch "$folder/ready"
-    exec sleep infinity
+    while :; do sleep 3600; done # not exec: bash takes leave of the processes that it inherits
 }
 
 # shellcheck disable=SC2016 # $1 belongs to the inner shell
