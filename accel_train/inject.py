@@ -13,7 +13,7 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -52,8 +52,11 @@ class Faults:
         Raises OSError for a full disk.
         """
         for fault in self.waiting:
-            if fault.moment == moment and fault.step == step and fault.rank in (None, self.rank):
-                self._fire(fault, step, path)
+            if fault.once and (fault.moment, fault.step) == (moment, step) and fault.rank in (None, self.rank):
+                self.waiting = tuple(other for other in self.waiting if other is not fault)
+                self._remember(fault)
+                self._say(fault)
+                _fire(fault, path)
 
     def before_step(self, step: int, model: nn.Module) -> None:
         """The moment `step`, at which this rank may be slow, or what its model gives in this step becomes NaN."""
@@ -67,7 +70,7 @@ class Faults:
             if fault.kind == "slow":
                 time.sleep(fault.seconds)
             elif fault.kind == "nan" and fault.step == step and fault not in self._poisoned:
-                self._say(fault, step)
+                self._say(fault)
                 self._poisoned.add(fault)
                 self._poison = model.register_forward_hook(_become_nan)
 
@@ -78,36 +81,12 @@ class Faults:
 
     def say_what_is_left(self) -> None:
         """At the end of a run: a fault that never fired has tested nothing."""
-        left = [fault.text for fault in self.waiting if fault.once]
+        left = [fault.text for fault in self.waiting if fault.once and fault.rank in (None, self.rank)]
         if left:
             self._warn(f"--inject: never fired, since the run never came there: {', '.join(left)}")
 
-    def _fire(self, fault: Fault, step: int, path: Path | None) -> None:
-        if fault.once:
-            self.waiting = tuple(other for other in self.waiting if other is not fault)
-            self._remember(fault, step)
-        self._say(fault, step)
-        if fault.kind == "hang":
-            _sleep_for_ever()
-        elif fault.to_send is not None:
-            os.kill(os.getpid(), fault.to_send)
-        elif fault.kind == "kill-worker":
-            _kill_a_worker(fault)
-        elif fault.kind == "disk-full":
-            assert path is not None
-            _tear(path)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        else:
-            if fault.kind == "torn-checkpoint":
-                assert path is not None
-                _tear(path)
-            elif fault.kind == "corrupt-checkpoint":
-                assert path is not None
-                _change_a_byte(path)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def _remember(self, fault: Fault, step: int) -> None:
-        line = {"fault": fault.text, "rank": self.rank, "step": step, "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+    def _remember(self, fault: Fault) -> None:
+        line = {"fault": fault.text, "rank": self.rank, "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         descriptor = os.open(self.log.run_dir / INJECTED_FILE, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
         try:
             os.write(descriptor, (json.dumps(line) + "\n").encode())
@@ -115,8 +94,8 @@ class Faults:
         finally:
             os.close(descriptor)
 
-    def _say(self, fault: Fault, step: int) -> None:
-        self._warn(f"--inject: {fault.text} fires on rank {self.rank}, step {step}, moment {fault.moment}")
+    def _say(self, fault: Fault) -> None:
+        self._warn(f"--inject: {fault.text} fires on rank {self.rank}")
 
     def _warn(self, message: str) -> None:
         self.log.note(f"warning: {message}")
@@ -158,6 +137,33 @@ def _text_of(line: str) -> str | None:
         return None
 
 
+def _fire(fault: Fault, path: Path | None) -> None:
+    match fault.kind:
+        case "hang":
+            while True:
+                time.sleep(3600)
+        case "signal":
+            assert fault.to_send is not None
+            os.kill(os.getpid(), fault.to_send)
+        case "kill-worker":
+            _kill_a_worker(fault)
+        case "disk-full":
+            _tear(path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        case "torn-checkpoint":
+            _tear(path)
+            _kill()
+        case "corrupt-checkpoint":
+            _change_a_byte(path)
+            _kill()
+        case "kill":
+            _kill()
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _become_nan(model: nn.Module, _inputs: Any, outputs: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """A forward hook: gradients become NaN too. An evaluation is spared."""
     if not model.training:
@@ -172,12 +178,14 @@ def _kill_a_worker(fault: Fault) -> None:
     workers[0].kill()
 
 
-def _tear(path: Path) -> None:
+def _tear(path: Path | None) -> None:
+    assert path is not None
     os.truncate(path, path.stat().st_size // 2)
 
 
-def _change_a_byte(folder: Path) -> None:
+def _change_a_byte(folder: Path | None) -> None:
     """Flips the last byte of the first rank's file: a value, not the header."""
+    assert folder is not None
     path = min(folder.glob("rank_*.safetensors"))
     with path.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -186,8 +194,3 @@ def _change_a_byte(folder: Path) -> None:
         file.write(bytes([byte ^ 0xFF]))
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sleep_for_ever() -> NoReturn:
-    while True:
-        time.sleep(3600)

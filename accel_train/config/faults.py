@@ -151,7 +151,7 @@ def _fault(text: str) -> Fault:
         raise _wrong(text, f"at={moment} is on rank 0 alone; write rank=0")
     if step == 0 and moment in ("step", "update"):
         raise _wrong(text, "steps are counted from 1")
-    return _with_value(Fault(text, name, moment, rank, step), parts.get("value", ""))
+    return _with_value(Fault(text, name, moment, 0 if moment in ON_RANK_0 else rank, step), parts.get("value", ""))
 
 
 def _parts(text: str, parts: list[str]) -> dict[str, str]:
