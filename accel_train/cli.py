@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from accel_train import __version__
@@ -15,10 +16,12 @@ from accel_train.commands.data import import_, migrate
 from accel_train.commands.machine import doctor, schema
 from accel_train.commands.models import embed, evaluate, export
 from accel_train.commands.training import plan, train
-from accel_train.errors import CheckFailed, Stopped, UserError
+from accel_train.errors import DONE, CheckFailed, Stopped, UserError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+OUTCOME_FILE = "ACCEL_TRAIN_OUTCOME"
+"""Names the file that is to hold the outcome in one line: a word of `errors`, and the message."""
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -64,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except (UserError, CheckFailed, Stopped) as error:
         print(f"{_speaker()}: {error}", file=sys.stderr)
+        _leave_outcome(error.outcome, str(error))
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{_speaker()}: interrupted", file=sys.stderr)
@@ -71,7 +75,16 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
+    _leave_outcome(DONE, "")
     return 0
+
+
+def _leave_outcome(word: str, message: str) -> None:
+    """For a batch script: any rank may write, and all have the same to say. A rank that is killed or crashes says nothing."""
+    if path := os.environ.get(OUTCOME_FILE):
+        aside = Path(f"{path}.{os.environ.get('RANK', '0')}")
+        aside.write_text(f"{word} {' '.join(message.split())}\n", encoding="utf-8")
+        aside.replace(path)
 
 
 def run() -> NoReturn:

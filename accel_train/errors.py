@@ -1,22 +1,34 @@
 """The few ways a command ends early, each with the exit code that scripts rely on.
 
-A message says what was found, where, the rule, and the remedy. The command line prints it without a traceback.
+A message says what was found, where, the rule, and the remedy. The command line prints it without a traceback. `outcome` is
+the same in a word, for a batch script that learns no exit code, because launchers have their own.
 """
+
+DONE = "done"
 
 
 class UserError(Exception):
     """Bad configuration, data or launch: nothing was started. Exit code 2."""
 
     exit_code = 2
+    outcome = "refused"
+
+
+class NotNow(UserError):
+    """What stands in the way may be gone later or on other machines, so trying again makes sense. Exit code 2."""
+
+    outcome = "failed"
 
 
 class CheckFailed(Exception):
     """The command ran and what it checked does not hold, or training cannot go on. Exit code 1."""
 
     exit_code = 1
+    outcome = "failed"
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop, and a checkpoint was written: requeue it. Exit code 75."""
+    """The run was asked to stop, and a checkpoint was written: requeue it. Exit code 75."""
 
     exit_code = 75
+    outcome = "stopped"

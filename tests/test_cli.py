@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from accel_train import cli
-from accel_train.errors import CheckFailed, Stopped, UserError
+from accel_train.errors import CheckFailed, NotNow, Stopped, UserError
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -237,3 +237,39 @@ def test_a_closed_pipe_ends_quietly() -> None:
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "{"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (None, 0, "done \n"),
+        (Stopped("stopped by SIGTERM\nat step 3"), 75, "stopped stopped by SIGTERM at step 3\n"),
+        (CheckFailed("NaN"), 1, "failed NaN\n"),
+        (UserError("seed: 'a'"), 2, "refused seed: 'a'\n"),
+        (NotNow("run_dir: in use"), 2, "failed run_dir: in use\n"),
+    ],
+    ids=["done", "stopped", "failed", "refused", "not now"],
+)
+def test_a_batch_script_learns_the_outcome_from_a_file(
+    error: Exception | None, code: int, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(argv: list[str]) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "train", command)
+    monkeypatch.setenv("ACCEL_TRAIN_OUTCOME", str(tmp_path / "outcome"))
+    assert cli.main(["train"]) == code
+    assert (tmp_path / "outcome").read_text() == line
+    assert [path.name for path in tmp_path.iterdir()] == ["outcome"]
+
+
+def test_a_crash_leaves_no_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(argv: list[str]) -> None:
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setitem(cli.COMMANDS, "train", command)
+    monkeypatch.setenv("ACCEL_TRAIN_OUTCOME", str(tmp_path / "outcome"))
+    with pytest.raises(RuntimeError):
+        cli.main(["train"])
+    assert list(tmp_path.iterdir()) == []
