@@ -9,13 +9,13 @@ import warnings
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.audio_utils import mel_filter_bank
 
 from accel_train.config.multimodal import AudioBackbone, LogMelConv
 from accel_train.errors import UserError
 from accel_train.models.dual_encoder import architecture_value, random_architecture
-from accel_train.models.pretrained import building_on_meta, load_model, read_architecture
+from accel_train.models.pretrained import building_on_meta, load_model, read_config
 
 FLOOR = 1e-10
 DYNAMIC_RANGE = 8.0
@@ -150,8 +150,7 @@ def build_audio_encoder(section: LogMelConv | AudioBackbone, *, sample_rate: int
     if section.pretrained is None:
         config = random_architecture(section, where, None)
     else:
-        read_architecture(section.pretrained, f"{where}.pretrained")
-        config = AutoConfig.from_pretrained(section.pretrained, local_files_only=True)
+        config = read_config(section.pretrained, f"{where}.pretrained")
     is_whisper = config.model_type == "whisper"
     if not is_whisper and architecture_value(config, "conv_stride") is None:
         raise UserError(

@@ -15,7 +15,7 @@ from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.one_tower import load_tower
 from accel_train.models.overrides import make_config, merge
 from accel_train.models.position_embeddings import fit_positions
-from accel_train.models.pretrained import building_on_meta, load_model, load_strictly, read_architecture
+from accel_train.models.pretrained import building_on_meta, load_model, load_strictly, read_architecture, read_config
 from accel_train.models.sizes import SIZES
 from accel_train.models.torch_files import read_weights
 
@@ -108,8 +108,7 @@ def _architecture_of_folder(folder: str, model_type: str) -> PretrainedConfig:
     found = read_architecture(folder, "model.pretrained")["model_type"]
     if found not in ARCHITECTURES[model_type]:
         raise UserError(f"model.pretrained: {folder} holds a {found} model, but model.type is {model_type}.")
-    config: PretrainedConfig = FAMILIES[found][2].from_pretrained(folder, local_files_only=True)
-    return config
+    return read_config(folder, "model.pretrained", FAMILIES[found][2])
 
 
 def _at_image_size(architecture: PretrainedConfig, image_size: int) -> PretrainedConfig:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from accel_train.errors import UserError
 from accel_train.models.cn_clip import names_for
 from accel_train.models.name_map import Renamed, split, to_theirs
-from accel_train.models.torch_files import read_torch_file
+from accel_train.models.torch_files import has_its_values, read_torch_file
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SPARED = ("bn", "ln", "bias", "logit_scale")
@@ -106,8 +106,8 @@ def _renamed(
 def _parts(value: Any, entry: Renamed, shapes: dict[str, torch.Size], source: str) -> dict[str, Tensor]:
     """One moment under our names, without the names that are no parameters here (a fixed temperature)."""
     fault = f"{source}: the moments of {entry.theirs} don't fit the model"
-    if not isinstance(value, Tensor):
-        raise UserError(f"{fault}: they are {type(value).__name__}, not tensors.")
+    if not isinstance(value, Tensor) or not has_its_values(value):
+        raise UserError(f"{fault}: they are {type(value).__name__}, not plain tensors.")
     try:
         parts = split(value, entry)
     except ValueError as error:

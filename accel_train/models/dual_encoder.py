@@ -12,7 +12,7 @@ from accel_train.config.contrastive import Backbone, ContrastiveConfig, DualEnco
 from accel_train.errors import UserError
 from accel_train.models.contrastive_model import ContrastiveModel, Encoded
 from accel_train.models.overrides import make_config, merge
-from accel_train.models.pretrained import TASK_HEADS, building_on_meta, load_model, read_architecture
+from accel_train.models.pretrained import TASK_HEADS, building_on_meta, load_model, read_config
 
 ANY_IMAGE_SIZE = ("convnext", "convnextv2", "resnet", "dinov2", "dinov2_with_registers", "swin", "swinv2")
 """Architectures that take every image size: convolutions, or position embeddings that are interpolated."""
@@ -110,8 +110,7 @@ def build_backbone(
     if backbone.pretrained is None:
         config = random_architecture(backbone, where, image_size)
     else:
-        read_architecture(backbone.pretrained, f"{where}.pretrained")
-        config = AutoConfig.from_pretrained(backbone.pretrained, local_files_only=True)
+        config = read_config(backbone.pretrained, f"{where}.pretrained")
     if needs not in config.to_dict():
         kind = "an image" if needs == "num_channels" else "a text"
         raise UserError(f"{where}: {config.model_type} is not {kind} model.")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from accel_train.config.contrastive import ContrastiveConfig, DualEncoderSection, PairData, is_checkpoint_file
 from accel_train.errors import UserError
@@ -16,7 +16,7 @@ from accel_train.models.clip_families import ARCHITECTURES, FAMILIES
 from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.dual_encoder import DualEncoder
 from accel_train.models.position_embeddings import fit_positions
-from accel_train.models.pretrained import TASK_HEADS, load_model, load_strictly, read_architecture
+from accel_train.models.pretrained import TASK_HEADS, load_model, load_strictly, read_architecture, read_config
 from accel_train.models.torch_files import read_weights
 
 DUAL_ENCODER = "accel_train_dual_encoder"
@@ -141,8 +141,7 @@ def _read_dual_encoder(model: DualEncoder, path: Path, where: str) -> dict[str, 
     state = load_file(path / HEADS)
     for attribute, name in TOWERS.items():
         folder = str(path / name)
-        read_architecture(folder, where)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = read_config(folder, where)
         backbone = load_model(AutoModel, folder, config, where, ignore=(*TASK_HEADS, "pooler."))
         # A pooler that the model dropped was not saved either; transformers has made a random one.
         own = model.get_submodule(attribute).state_dict().keys()
@@ -156,7 +155,7 @@ def _read_plain(folder: str, model_type: str, where: str) -> dict[str, Tensor]:
     if found not in ARCHITECTURES[model_type]:
         raise UserError(f"{where}: {folder} holds a {found} model, but model.type is {model_type}.")
     _, plain_class, config_class = FAMILIES[found]
-    config = config_class.from_pretrained(folder, local_files_only=True)
+    config = read_config(folder, where, config_class)
     plain: nn.Module = load_model(plain_class, folder, config, where)
     return dict(plain.state_dict())
 

@@ -6,11 +6,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from accel_train.errors import UserError
 from accel_train.models.lora import BASE, LORA
-from accel_train.models.pretrained import load_model, load_strictly, read_architecture
+from accel_train.models.pretrained import load_model, load_strictly, read_config
 
 LLM_FOLDER = "llm"
 SENSES = "senses.safetensors"
@@ -49,8 +49,7 @@ def load_multimodal(model: nn.Module, folder: str, *, has_lora: bool) -> None:
     """An export of the whole model; adapters of the model start as nothing on top of it. Raises UserError."""
     where = "initialize_from"
     llm = str(Path(folder) / LLM_FOLDER)
-    read_architecture(llm, where)
-    config = AutoConfig.from_pretrained(llm, local_files_only=True)
+    config = read_config(llm, where)
     decoder = dict(load_model(AutoModelForCausalLM, llm, config, where).state_dict())
     own = {name: value for name, value in model.state_dict().items() if name.startswith(LLM)}
     placed = {

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
     PretrainedConfig,
@@ -24,7 +23,7 @@ from accel_train.errors import UserError
 from accel_train.models.dual_encoder import random_architecture
 from accel_train.models.lora import add_lora
 from accel_train.models.multimodal import Senses, unit_length
-from accel_train.models.pretrained import building_on_meta, load_model, read_architecture
+from accel_train.models.pretrained import building_on_meta, load_model, read_config
 
 FROM_THE_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -186,8 +185,7 @@ def build_decoder(
 
 
 def _architecture_of(folder: str, vocab_size: int) -> PretrainedConfig:
-    read_architecture(folder, "model.llm.pretrained")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = read_config(folder, "model.llm.pretrained")
     if vocab_size > config.vocab_size:
         raise UserError(
             f"data.tokenizer has {vocab_size} tokens, but model.llm.pretrained embeds {config.vocab_size}. Take the model's "

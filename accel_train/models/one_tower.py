@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig
 
 from accel_train.config.contrastive import is_checkpoint_file
 from accel_train.errors import UserError
@@ -13,7 +13,7 @@ from accel_train.models.clip_families import FAMILIES
 from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.name_map import Renamed, clip_vision, to_ours
 from accel_train.models.position_embeddings import fit_positions
-from accel_train.models.pretrained import TASK_HEADS, load_model, load_strictly, read_architecture
+from accel_train.models.pretrained import TASK_HEADS, load_model, load_strictly, read_architecture, read_config
 from accel_train.models.torch_files import read_weights
 
 SOURCES = {
@@ -61,13 +61,13 @@ def _of_folder(architecture: PretrainedConfig, tower: str, folder: str, where: s
     if found not in known:
         raise UserError(f"{where}: {folder} holds a {found} model; this tower is read from {', '.join(known)}.")
     if found == "bert":
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = read_config(folder, where)
         _check_unseen(config, architecture.text_config, folder, where)
         backbone = load_model(AutoModel, folder, config, where, ignore=(*TASK_HEADS, "pooler."))
         state = backbone.state_dict().items()
         return {f"text_model.{name}": value for name, value in state if not name.startswith("pooler.")}
     _, plain, config_class = FAMILIES[found]
-    config = config_class.from_pretrained(folder, local_files_only=True)
+    config = read_config(folder, where, config_class)
     ours, theirs = (one.vision_config if tower == "vision" else one.text_config for one in (architecture, config))
     _check_unseen(theirs, ours, folder, where)
     return dict(load_model(plain, folder, config, where).state_dict())

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from accel_train.errors import UserError
 from accel_train.json_text import read_json
@@ -17,6 +18,13 @@ TASK_HEADS = ("cls.", "classifier.", "lm_head.", "qa_outputs.", "discriminator_p
 
 
 LOGIT_SCALARS = ("logit_scale", "logit_bias")
+IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+"""Keys of config.json that may name a repository of the Hub, from which transformers would load kernels."""
+UNFIT = (
+    *(ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What transformers raises where values in a folder's files make no model."""
 
 
 def quiet_transformers() -> None:
@@ -38,9 +46,40 @@ def read_architecture(folder: str, where: str) -> dict[str, Any]:
         found = read_json((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{where}: {folder}/config.json is not valid JSON: {error}") from error
-    if not isinstance(found, dict) or "model_type" not in found:
+    if not isinstance(found, dict) or not isinstance(found.get("model_type"), str):
         raise UserError(f"{where}: {folder}/config.json names no model_type.")
+    _refuse_what_brings_code(found, folder, where)
     return found
+
+
+def _refuse_what_brings_code(found: dict[str, Any], folder: str, where: str) -> None:
+    """Raises UserError for a folder that would have transformers fetch or change something behind our back."""
+    for key, value in found.items():
+        if isinstance(value, dict):
+            _refuse_what_brings_code(value, folder, where)
+        elif key in IMPLEMENTATIONS and "/" in str(value):
+            raise UserError(
+                f"{where}: {folder}/config.json asks for {key} {value!r}, which is code from the Hugging Face Hub, and no "
+                "code is loaded. Take that line out of the file."
+            )
+    if (Path(folder) / "adapter_config.json").is_file():
+        raise UserError(
+            f"{where}: {folder} holds a model and an adapter (adapter_config.json), which would change its weights. Merge "
+            "the adapter, or move it away."
+        )
+
+
+def read_config(folder: str, where: str, config_class: Any = AutoConfig) -> PretrainedConfig:
+    """The configuration object of a folder. No code that lies in it is run, and nobody is asked whether it should be.
+
+    Raises UserError.
+    """
+    read_architecture(folder, where)
+    try:
+        config: PretrainedConfig = config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except UNFIT as error:
+        raise UserError(f"{where}: {folder}/config.json can't be used. {' '.join(str(error).split())}") from error
+    return config
 
 
 def building_on_meta() -> bool:
@@ -68,12 +107,13 @@ def load_model(
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported below, by name
             **options,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"{where}: {folder} can't be loaded. {error}") from error
+    except UNFIT as error:
+        raise UserError(f"{where}: {folder} can't be loaded. {error!r}") from error
     faults = []
     shapes = [f"{name} ({tuple(there)} there, {tuple(here)} here)" for name, there, here in report["mismatched_keys"]]
     for kind, found in (
@@ -116,7 +156,7 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
     """
     own = model.state_dict()
     weights = {
-        name: value.reshape(own[name].shape) if name in LOGIT_SCALARS and name in own else value
+        name: value.reshape(own[name].shape) if name in LOGIT_SCALARS and name in own and value.numel() == 1 else value
         for name, value in weights.items()
     }
     faults = [f"missing {name}" for name in sorted(own.keys() - weights.keys())]

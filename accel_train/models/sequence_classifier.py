@@ -18,7 +18,14 @@ from transformers import (
 from accel_train.config.sequence_classification import ClassifierSection
 from accel_train.errors import UserError
 from accel_train.models.overrides import make_config, merge
-from accel_train.models.pretrained import TASK_HEADS, building_on_meta, load_model, load_strictly, read_architecture
+from accel_train.models.pretrained import (
+    TASK_HEADS,
+    building_on_meta,
+    load_model,
+    load_strictly,
+    read_architecture,
+    read_config,
+)
 
 OWN_HEADS = ("score.", "classifier.", "pre_classifier.", "pooler.", "bert.pooler.")
 """Parts of a classifier that a folder of another task lacks, or holds for other labels: drawn anew then."""
@@ -90,7 +97,7 @@ def labels_of(config: PretrainedConfig) -> list[str]:
 
 def has_fitting_head(folder: str, labels: tuple[str, ...]) -> bool:
     """Whether a folder holds a classifier for exactly these labels."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = read_config(folder, "model.pretrained")
     is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     return is_classifier and labels_of(config) == list(labels)
 
@@ -111,7 +118,7 @@ def load_classifier(model: SequenceClassifier, folder: str, where: str) -> None:
     labels = tuple(labels_of(own))
     if not has_fitting_head(folder, labels):
         raise UserError(f"{where}: {folder} is no classifier for the labels of this dataset ({', '.join(labels)}).")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = read_config(folder, where)
     plain = load_model(AutoModelForSequenceClassification, folder, config, where)
     load_strictly(model, dict(plain.state_dict()), f"{where}: the weights in {folder}")
 
@@ -141,8 +148,7 @@ def _random_architecture(section: ClassifierSection, vocab_size: int, pad_id: in
 
 
 def _architecture_of(folder: str, vocab_size: int) -> PretrainedConfig:
-    read_architecture(folder, "model.pretrained")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = read_config(folder, "model.pretrained")
     embedded = config.get_text_config().vocab_size
     if vocab_size > embedded:
         raise UserError(

@@ -83,9 +83,16 @@ def read_weights(path: str, where: str) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not weights:
         raise UserError(f"{where}: {path} holds no weights.")
     for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not has_its_values(value):
             raise UserError(f"{where}: {path} holds {name!r} ({type(value).__name__}) where tensors are expected.")
     return {name.removeprefix("module."): value.detach() for name, value in weights.items()}
+
+
+def has_its_values(tensor: Tensor) -> bool:
+    """Whether it is a plain tensor with a place in memory for each element. Views can claim any size for one number."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _read_safetensors(path: str, where: str) -> dict[str, Tensor]:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,52 @@ def test_weights_left_over_are_named(folder: Path, make_config) -> None:
 def test_weights_of_another_shape_are_named(folder: Path, make_config) -> None:
     change_weights(folder, lambda weights: weights.update({"visual_projection.weight": torch.zeros(3, 3)}))
     assert "of another shape: visual_projection.weight ((3, 3) there, (16, 32) here)" in refusal(folder, make_config)
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_code_in_a_folder_is_neither_run_nor_asked_about(folder: Path, make_config, monkeypatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    canary = folder / "sang"
+    (folder / "evil.py").write_text(
+        f"open({str(canary)!r}, 'w')\nfrom transformers import BertConfig as EvilConfig, BertModel as EvilModel\n"
+    )
+    change_config(folder, model_type="evil", auto_map={"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel"})
+    tower = {"pretrained": str(folder)}
+    other = {"architecture": "bert", "config": {"num_hidden_layers": 1}}
+    with pytest.raises(UserError, match=r"config\.json can't be used"):
+        build_contrastive_model(make_config({"type": "dual_encoder", "image": tower, "text": other}))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_experts_implementation"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_kernels_from_the_hub_are_not_asked_for(key: str, nested: bool, folder: Path, make_config) -> None:
+    asked = {key: "evil/kernel"}
+    change_config(folder, **({"vision_config": asked} if nested else asked))
+    assert "which is code from the Hugging Face Hub" in refusal(folder, make_config)
+
+
+def test_an_adapter_beside_the_weights_is_refused(folder: Path, make_config) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    assert "holds a model and an adapter" in refusal(folder, make_config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": [1]},
+        {"projection_dim": "x"},
+        {"projection_dim": -3},
+        {"vision_config": 5},
+        {"text_config": {"num_attention_heads": 0}},
+        {"dtype": "evil"},
+        {"id2label": 5},
+    ],
+)
+def test_values_that_make_no_model(changes: dict, folder: Path, make_config) -> None:
+    change_config(folder, **changes)
+    refusal(folder, make_config)

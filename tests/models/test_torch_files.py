@@ -128,6 +128,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"epoch": 3, "weight": torch.zeros(2)}, "holds 'epoch'"),
         ({3: torch.zeros(2)}, "holds 3"),
         ({"a": torch.eye(2).to_sparse()}, "holds 'a'"),
+        ({"a": torch.zeros(1).expand(2**40)}, "holds 'a'"),  # one number that would become 4 TB when it is copied
+        ({"a": torch.zeros(2, device="meta")}, "holds 'a'"),
     ],
 )
 def test_weights_are_tensors_by_name(content, message: str, tmp_path: Path) -> None:
