@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -80,11 +81,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _leave_outcome(word: str, message: str) -> None:
-    """For a batch script: any rank may write, and all have the same to say. A rank that is killed or crashes says nothing."""
+    """For a batch script. Any rank may write, since all have the same to say; one that is killed or crashes says nothing."""
     if path := os.environ.get(OUTCOME_FILE):
         aside = Path(f"{path}.{os.environ.get('RANK', '0')}")
-        aside.write_text(f"{word} {' '.join(message.split())}\n", encoding="utf-8")
-        aside.replace(path)
+        with suppress(OSError):  # a full disk, for example: then it is as if the rank had crashed
+            aside.write_text(f"{word} {' '.join(message.split())}\n", encoding="utf-8")
+            aside.replace(path)
 
 
 def run() -> NoReturn:
