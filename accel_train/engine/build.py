@@ -14,6 +14,7 @@ from accel_train.engine.engine import Engine
 from accel_train.engine.fsdp import FullyShardedDataParallel2
 from accel_train.engine.launch import Launch, ensure_rendezvous, forget_launcher_settings, name_accelerator, read_launch
 from accel_train.engine.plain import DataParallel
+from accel_train.engine.rendezvous import call_roll, find_address
 from accel_train.engine.zero import Zero, zero_plugin
 from accel_train.errors import UserError
 
@@ -36,8 +37,10 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
     elif launch.engine.startswith("zero"):
         # This would make Accelerate drop DeepSpeed without a word.
         os.environ.pop("ACCELERATE_USE_CPU", None)
+    find_address(launch, must_use_all_hosts=not for_evaluation)
     if launch.engine != "ddp":
         ensure_rendezvous(launch)
+    meeting_point = None if dist.is_initialized() else call_roll(launch)
     name_accelerator(on_cuda=on_cuda)
     backend = "nccl" if on_cuda else "gloo"
     if launch.engine == "fsdp2" and not dist.is_initialized():
@@ -58,6 +61,7 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
         kwargs_handlers=handlers,
     )
     engine_class = {"ddp": DataParallel, "fsdp2": FullyShardedDataParallel2}.get(launch.engine, Zero)
+    del meeting_point  # torch has its own by now
     return engine_class(launch, accelerator)
 
 
