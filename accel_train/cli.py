@@ -16,6 +16,7 @@ from accel_train import __version__
 from accel_train.commands.data import import_, migrate
 from accel_train.commands.machine import doctor, schema
 from accel_train.commands.models import embed, evaluate, export
+from accel_train.commands.slurm import slurm
 from accel_train.commands.training import plan, train
 from accel_train.errors import DONE, CheckFailed, Stopped, UserError
 
@@ -28,6 +29,7 @@ OUTCOME_FILE = "ACCEL_TRAIN_OUTCOME"
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "plan": plan,
+    "slurm": slurm,
     "evaluate": evaluate,
     "embed": embed,
     "import": import_,
