@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from accel_train.checkpoint.carried import CarriedState, from_checkpoint, from_whole
-from accel_train.checkpoint.store import all_folders, load_weights
+from accel_train.checkpoint.folders import all_folders, pointed_at
+from accel_train.checkpoint.load import load_into_model, load_weights
 from accel_train.config.load import config_changes
 from accel_train.config.schema import RunConfig
 from accel_train.engine.engine import Engine
@@ -133,11 +134,11 @@ def checkpoint_folder(source: Path, which: str = "best") -> Path | None:
     root = source / "checkpoints"
     if not root.is_dir():
         return None
-    named = root / which
-    if which == "best" and not named.exists():
-        named = root / "latest"
-    if named.is_dir():
-        return named.resolve()
+    named = pointed_at(root / which)
+    if which == "best" and named is None:
+        named = pointed_at(root / "latest")
+    if named is not None:
+        return named
     raise UserError(
         f"{source} has no checkpoint {which!r}. There are: {', '.join(f.name for f in all_folders(root)) or 'none'}."
     )
@@ -145,7 +146,7 @@ def checkpoint_folder(source: Path, which: str = "best") -> Path | None:
 
 def copy_weights(model: nn.Module, folder: Path) -> None:
     """Copies a checkpoint's weights into a whole model, strictly by name and shape. Raises UserError."""
-    put_weights(model, load_weights(folder), folder)
+    load_into_model(folder, model)
 
 
 def put_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

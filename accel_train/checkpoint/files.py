@@ -8,6 +8,7 @@ A piece is a contiguous range of the flattened parameter, so any number of ranks
 wrote. Nothing here is pickled.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -19,10 +20,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from accel_train.engine.shards import Shard
 from accel_train.errors import UserError
 from accel_train.json_text import read_json
 

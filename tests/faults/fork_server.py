@@ -21,7 +21,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCHINDUCTOR_C
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 import transformers.models.chinese_clip.modeling_chinese_clip  # noqa: F401
 
-import accel_train.checkpoint.store
+import accel_train.checkpoint.folders
 import accel_train.tools.evaluation
 import accel_train.tools.export
 import accel_train.train
@@ -45,6 +45,8 @@ def run_rank(request: dict[str, Any], rank: int) -> int:
         slow_down_writes(request["slow_writes"])
     if request["record_samples"]:
         record_samples(Path(request["record_samples"]))
+    if request["poison"]:
+        poison(request["poison"])
     if request["step_seconds"]:
         slow_down_steps(request["step_seconds"])
     return main(request["argv"])
@@ -62,7 +64,7 @@ def slow_down_writes(seconds: float) -> None:
 
     os.fsync = slowly(os.fsync)
     Path.rename = slowly(Path.rename)  # type: ignore[method-assign]
-    accel_train.checkpoint.store.point = slowly(accel_train.checkpoint.store.point)
+    accel_train.checkpoint.folders.point = slowly(accel_train.checkpoint.folders.point)
 
 
 def slow_down_steps(seconds: float) -> None:
@@ -74,6 +76,24 @@ def slow_down_steps(seconds: float) -> None:
         return step(*args)
 
     accel_train.train.take_step = slowly
+
+
+def poison(where: dict[str, Any]) -> None:
+    """On the last rank, what a module gives is not a number in some steps, until the run has gone back `rollbacks` times."""
+    step = accel_train.train.take_step
+
+    def poisoned(run: Any, batch: Any, counts: list[int]) -> Any:
+        hit = run.state.step + 1 in where["steps"] and run.engine.rank == run.engine.world_size - 1
+        if not hit or len(run.state.rollbacks) >= where["rollbacks"]:
+            return step(run, batch, counts)
+        module = run.engine.bare_model().get_submodule(where["module"])
+        handle = module.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+        try:
+            return step(run, batch, counts)
+        finally:
+            handle.remove()
+
+    accel_train.train.take_step = poisoned
 
 
 def record_samples(path: Path) -> None:

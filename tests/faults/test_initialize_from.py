@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from accel_train.checkpoint.store import load_weights
+from accel_train.checkpoint.load import load_weights
 
 BAD_CONFIGURATION = 2
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from accel_train.checkpoint.store import load_weights
+from accel_train.checkpoint.load import load_weights
 
 CHAIN_TOLERANCE = 1e-6
 BOUNDARY, END = 4, 8  # an epoch has 4 steps: the second phase sees the same batches as a run that starts there

@@ -1,0 +1,145 @@
+"""One rank's file of a checkpoint, in the safetensors format: written in one pass, hashed meanwhile."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from accel_train.checkpoint.files import BUFFER, WEIGHT, FileRecord, Index
+from accel_train.engine.shards import Shard
+
+CHUNK = 8 * 2**20
+"""Bytes that are written while they are hashed."""
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What safetensors calls them."""
+
+
+class GivenUp(OSError):
+    """Nobody waits any more for what is being written."""
+
+
+@dataclass(slots=True)
+class Pieces:
+    """Flattened tensors by their key `kind|parameter|offset`, and where they belong."""
+
+    file_name: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    index: Index = field(default_factory=dict)
+
+    def add(self, kind: str, name: str, shape: tuple[int, ...], offset: int, piece: Tensor) -> None:
+        self.tensors[f"{kind}|{name}|{offset}"] = piece.detach()
+        entry = self.index.setdefault(kind, {}).setdefault(name, {"shape": list(shape), "pieces": []})
+        entry["pieces"].append([self.file_name, offset, piece.numel()])
+
+
+def pieces_of(rank: int, shards: Iterable[Shard], buffers: dict[str, Tensor]) -> Pieces:
+    """What a rank's file is to hold. Nothing is copied: the tensors are the engine's own."""
+    pieces = Pieces(f"rank_{rank:05d}.safetensors")
+    for shard in shards:
+        for kind, piece in {WEIGHT: shard.weight, **shard.state}.items():
+            pieces.add(kind, shard.name, shard.shape, shard.offset, piece)
+    for name, buffer in buffers.items():
+        pieces.add(BUFFER, name, tuple(buffer.shape), 0, buffer.reshape(-1))
+    # Widest elements first, so that every tensor lies where its elements may.
+    pieces.tensors = dict(sorted(pieces.tensors.items(), key=lambda item: -item[1].element_size()))
+    return pieces
+
+
+def write_pieces(folder: Path, pieces: Pieces, given_up: Event | None = None) -> FileRecord:
+    """Writes one rank's file and syncs it to disk. Raises OSError, for example on a full disk."""
+    path = folder / pieces.file_name
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with path.open("wb") as file, ThreadPoolExecutor(1) as other_core:
+            for chunk in _chunks(pieces):
+                if given_up is not None and given_up.is_set():
+                    raise GivenUp(errno.ECANCELED, "given up")
+                hashed = other_core.submit(digest.update, chunk)
+                file.write(chunk)
+                hashed.result()
+                size += len(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    return FileRecord(path.name, size, digest.hexdigest())
+
+
+def _chunks(pieces: Pieces) -> Iterator[bytes | memoryview]:
+    """The content of the file; small tensors share a chunk."""
+    gathered = bytearray(_header(pieces.tensors))
+    for tensor in pieces.tensors.values():
+        content = memoryview(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+        if len(gathered) + len(content) <= CHUNK:
+            gathered += content
+            continue
+        yield bytes(gathered)
+        gathered.clear()
+        for start in range(0, len(content), CHUNK):
+            yield content[start : start + CHUNK]
+    yield bytes(gathered)
+
+
+def _header(tensors: dict[str, Tensor]) -> bytes:
+    """The length of a JSON text, and the text: what lies where behind it."""
+    entries, place = {}, 0
+    for key, tensor in tensors.items():
+        end = place + tensor.numel() * tensor.element_size()
+        entries[key] = {"dtype": DTYPES[tensor.dtype], "shape": [tensor.numel()], "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class HostCopy:
+    """Host memory that a checkpoint is copied to before it is written in the background; the next one takes it again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self.pieces = Pieces("")
+        """What was taken last."""
+
+    def take(self, pieces: Pieces) -> None:
+        """Copies these. Raises OSError if there is no memory for them."""
+        sizes = [tensor.numel() * tensor.element_size() for tensor in pieces.tensors.values()]
+        if len(self._memory) != sum(sizes):
+            self._memory, self.pieces = torch.empty(0, dtype=torch.uint8), Pieces("")  # before more memory is asked for
+            self._memory = self._allocated(sum(sizes))
+        copies = [
+            memory.view(tensor.dtype)
+            for memory, tensor in zip(self._memory.split(sizes), pieces.tensors.values(), strict=True)
+        ]
+        torch._foreach_copy_(copies, list(pieces.tensors.values()), non_blocking=self._on_cuda)
+        if self._on_cuda:
+            torch.cuda.synchronize()
+        self.pieces = Pieces(pieces.file_name, dict(zip(pieces.tensors, copies, strict=True)), pieces.index)
+
+    def _allocated(self, num_bytes: int) -> Tensor:
+        try:
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._on_cuda)
+        except RuntimeError as error:
+            why = f"no host memory for a copy of {num_bytes / 2**30:.1f} GiB (checkpoint.in_background)"
+            raise OSError(errno.ENOMEM, why) from error
