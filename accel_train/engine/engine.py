@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from accel_train.engine.launch import Launch
 from accel_train.engine.shards import Shard
 from accel_train.errors import CheckFailed, UserError
+from accel_train.whereabouts import Whereabouts
 
 Result = TypeVar("Result")
 Gradients = list[list[Tensor]]
@@ -42,6 +43,7 @@ class Engine(ABC):
         self.is_main = launch.rank == 0
         self.device: torch.device = accelerator.device
         self.loss_scale = 1.0
+        self.whereabouts = Whereabouts()
         self._limited: list[tuple[Tensor, float]] | None = None
         self._moving: list[Tensor] | None = None
         self.model: nn.Module
@@ -174,7 +176,9 @@ class Engine(ABC):
     def sum_(self, value: Tensor) -> Tensor:
         """Sums a device tensor over ranks, in place."""
         if self._is_distributed:
+            self.whereabouts.enter("sum_")
             dist.all_reduce(value)
+            self.whereabouts.leave()
         return value
 
     def gather_rows(self, rows: Tensor, counts: list[int]) -> Tensor:
@@ -185,7 +189,9 @@ class Engine(ABC):
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
         everyone = rows.new_empty((self.world_size * longest, *rows.shape[1:]))
+        self.whereabouts.enter("gather_rows")
         dist.all_gather(list(everyone.chunk(self.world_size)), padded)
+        self.whereabouts.leave()
         if min(counts) == longest:
             return everyone
         return torch.cat([everyone[rank * longest : rank * longest + count] for rank, count in enumerate(counts)])
@@ -196,7 +202,9 @@ class Engine(ABC):
             return [numbers]
         mine = torch.tensor(numbers, dtype=torch.int64)
         everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
+        self.whereabouts.enter("exchange")
         dist.all_gather(everyone, mine, group=self._control)
+        self.whereabouts.leave()
         return [row.tolist() for row in everyone]
 
     def gather_objects(self, thing: Any) -> list[Any]:
@@ -204,7 +212,9 @@ class Engine(ABC):
         if not self._is_distributed:
             return [thing]
         everyone: list[Any] = [None] * self.world_size
+        self.whereabouts.enter("gather_objects")
         dist.all_gather_object(everyone, thing, group=self._control)
+        self.whereabouts.leave()
         return everyone
 
     def together(self, action: Callable[[], Result]) -> Result:
@@ -222,8 +232,10 @@ class Engine(ABC):
     def share_buffers(self) -> None:
         """Gives every rank rank 0's buffers: BatchNorm's running statistics, where each rank trains on its own batches."""
         if self._is_distributed:
+            self.whereabouts.enter("share_buffers")
             for buffer in self.bare_model().buffers():
                 dist.broadcast(buffer, src=0)
+            self.whereabouts.leave()
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: column.to(self.device, non_blocking=True) for name, column in batch.items()}

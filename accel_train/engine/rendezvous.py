@@ -12,6 +12,7 @@ from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-de
 from accel_train.engine.hosts import FIRST_PORT, NUM_PORTS, check_address, check_size, interface_towards, slurm_step
 from accel_train.engine.launch import Launch
 from accel_train.errors import UserError
+from accel_train.rank_names import name_ranks
 
 ROLL_CALL_SECONDS = 300.0
 """From the first rank to the last: time to read Python and torch from a slow disk, not to train anything."""
@@ -152,7 +153,7 @@ def _judge(store: TCPStore, world_size: int) -> str:
 def _what_is_wrong(store: TCPStore, present: list[int], world_size: int) -> str:
     if missing := sorted(set(range(world_size)) - set(present)):
         return (
-            f"{len(missing)} of {world_size} ranks did not come within {ROLL_CALL_SECONDS:g} s: {_ranges(missing)}. There "
+            f"{len(missing)} of {world_size} ranks did not come within {ROLL_CALL_SECONDS:g} s: {name_ranks(missing)}. There "
             f"came {_by_host(store, present)}. Look at the output of the missing ones: they may have failed before they got "
             "here, were not started, or can't reach the first host."
         )
@@ -187,16 +188,4 @@ def _by_host(store: TCPStore, ranks: list[int]) -> str:
     hosts: dict[str, list[int]] = {}
     for rank in ranks:
         hosts.setdefault(store.get(f"roll_call/host/{rank}").decode(), []).append(rank)
-    return "; ".join(f"{_ranges(on_host)} on {host}" for host, on_host in hosts.items())
-
-
-def _ranges(ranks: list[int]) -> str:
-    """`rank 3` or `ranks 0-2, 5`: thousands of them must fit into a line."""
-    pieces: list[list[int]] = []
-    for rank in ranks:
-        if pieces and pieces[-1][-1] == rank - 1:
-            pieces[-1][1:] = [rank]
-        else:
-            pieces.append([rank])
-    text = ", ".join("-".join(map(str, piece)) for piece in pieces)
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {text}"
+    return "; ".join(f"{name_ranks(on_host)} on {host}" for host, on_host in hosts.items())
