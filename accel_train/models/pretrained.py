@@ -150,7 +150,8 @@ def _restore_padding_rows(model: nn.Module, folder: str) -> None:
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copies weights into a model. Raises UserError, which begins with `source`, unless all names and shapes agree.
+    """Copies weights into a model. Raises UserError, which begins with `source`, unless all names and shapes agree, and
+    where numbers would become others: integers of a quantised file, or complex ones.
 
     logit_scale and logit_bias may have any number of dimensions.
     """
@@ -165,6 +166,11 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
         f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
         for name in sorted(own.keys() & weights.keys())
         if own[name].shape != weights[name].shape
+    ]
+    faults += [
+        f"{name} holds {weights[name].dtype} there and {own[name].dtype} here"
+        for name in sorted(own.keys() & weights.keys())
+        if own[name].is_floating_point() != weights[name].is_floating_point()
     ]
     if faults:
         more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""

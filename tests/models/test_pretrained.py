@@ -8,6 +8,7 @@ from transformers import CLIPModel
 
 from accel_train.errors import UserError
 from accel_train.models.build import build_contrastive_model
+from accel_train.models.pretrained import load_strictly
 
 
 @pytest.fixture
@@ -111,3 +112,11 @@ def test_an_adapter_beside_the_weights_is_refused(folder: Path, make_config) -> 
 def test_values_that_make_no_model(changes: dict, folder: Path, make_config) -> None:
     change_config(folder, **changes)
     refusal(folder, make_config)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64])
+def test_numbers_of_another_kind_are_not_cast(kind: torch.dtype) -> None:
+    model = torch.nn.Linear(2, 2)
+    weights = {"weight": torch.ones(2, 2, dtype=kind), "bias": torch.zeros(2)}
+    with pytest.raises(UserError, match=rf"here: x don't fit the model: weight holds {kind} there"):
+        load_strictly(model, weights, "here: x")
