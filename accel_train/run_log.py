@@ -81,6 +81,8 @@ class RunLog:
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(self.metrics_path)
+        if self._metrics is not None:
+            self._metrics.close()
         self._metrics = self._opened(METRICS_FILE)
 
     def metrics(self, step: int, split: str, values: dict[str, float]) -> None:

@@ -1,11 +1,15 @@
 """Builds everything a run needs and brings it to where training goes on."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from accel_train.checkpoint.folders import folder_name
+from accel_train.checkpoint.rollbacks import ROLLBACKS_FILE, is_abandoned, read_rollbacks
 from accel_train.checkpoint.state import TrainState, state_of
-from accel_train.checkpoint.store import Checkpoints, folder_name
+from accel_train.checkpoint.store import Checkpoints
 from accel_train.config.faults import Fault, check_faults
 from accel_train.config.load import dump_config, leaves
 from accel_train.config.rules import check_last_batch, num_micro_batches
@@ -67,11 +71,7 @@ def set_up(
         state_names=state_names(config.optimizer),
         faults=faults,
     )
-    resumed = checkpoints.newest_valid()
-    if fresh and engine.gather_objects(bool(resumed) or (Path(config.run_dir) / METRICS_FILE).exists())[0]:
-        raise UserError(
-            f"run_dir: {config.run_dir} holds a run and --fresh was given; nothing is overwritten. Choose another run_dir."
-        )
+    resumed = find_resumable(config, engine, checkpoints, fresh=fresh)
     state, carried = TrainState(), None
     if resumed:
         check_resumable(resumed[1]["about"], config, dataset.fingerprint, log)
@@ -108,6 +108,26 @@ def set_up(
     return run
 
 
+def find_resumable(
+    config: RunConfig, engine: Engine, checkpoints: Checkpoints, *, fresh: bool
+) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that the run goes on from, and its state.json with every rollback of the run. Raises UserError."""
+    rollbacks = engine.together(lambda: read_rollbacks(Path(config.run_dir)))
+    found = checkpoints.newest_valid(lambda saved: not is_abandoned(saved, rollbacks))
+    if fresh and engine.gather_objects(bool(found) or (Path(config.run_dir) / METRICS_FILE).exists())[0]:
+        raise UserError(
+            f"run_dir: {config.run_dir} holds a run and --fresh was given; nothing is overwritten. Choose another run_dir."
+        )
+    if found is None and rollbacks:
+        raise UserError(
+            f"{config.run_dir} went back to the checkpoint of step {rollbacks[-1].to} ({ROLLBACKS_FILE}), which is not there "
+            "any more. Restore it, or choose another run_dir."
+        )
+    if found:
+        found[1]["rollbacks"] = max(found[1]["rollbacks"], [asdict(rollback) for rollback in rollbacks], key=len)
+    return found
+
+
 def prepare_faults(
     wanted: tuple[Fault, ...], config: RunConfig, engine: Engine, log: RunLog, *, total_steps: int, num_rows: int
 ) -> Faults:
@@ -125,13 +145,18 @@ def prepare_faults(
 
 def next_phase(run: Run) -> None:
     """Builds the run anew for the phase that begins at this step, from the checkpoint that the last phase left here."""
+    run.log.say(f"phase {phase_at(run.phases, run.state.step).name} begins at step {run.state.step}")
+    rebuild(run, run.checkpoints.root / folder_name(run.state.step))
+
+
+def rebuild(run: Run, checkpoint: Path) -> None:
+    """Puts a fresh model and optimizer into the engine, with what a checkpoint of the run's present step holds."""
     run.engine.release()
     _, model = run.engine.together(lambda: build_model(run.config))
     run.phase = phase_at(run.phases, run.state.step)
     run.plan = plan_phase_groups(model, run.phases, run.phase, run.state.carried_updates)
     run.faults.at("phase", run.state.step)
-    run.log.say(f"phase {run.phase.name} begins at step {run.state.step}")
-    start_phase(run, model, run.checkpoints.root / folder_name(run.state.step))
+    start_phase(run, model, checkpoint)
 
 
 def start_phase(run: Run, model: nn.Module, checkpoint: Path | None) -> None:

@@ -1,33 +1,32 @@
 """Training, in order: an engine, a run set up where it goes on, and the loop. Read this file first."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from torch import Tensor
 
 from accel_train.agreement import Agreement, agree
+from accel_train.checkpoint.rollbacks import lr_reduction
 from accel_train.config.faults import Fault
 from accel_train.config.schema import RunConfig
 from accel_train.data.loader import Step, train_steps
 from accel_train.engine.build import build_engine
 from accel_train.errors import CheckFailed, Stopped, UserError
+from accel_train.gradients import all_finite, find_gradients, update
 from accel_train.judge import evaluate_and_judge
 from accel_train.ledger import StepTaken
-from accel_train.optim.clip import clip_factors, total_norm
+from accel_train.nonfinite import pass_over, too_many
+from accel_train.optim.clip import total_norm
 from accel_train.progress import Meter, step_summary
-from accel_train.randomness import forward_randomness
 from accel_train.resume import about_run
+from accel_train.rollback import roll_back
 from accel_train.run import Run
 from accel_train.run_log import RunLog
 from accel_train.set_up import next_phase, set_up
-from accel_train.step import StepLosses, forward_backward
+from accel_train.step import StepLosses
 from accel_train.stopping import StopRequest
 from accel_train.watch import watch_step
-
-STEPS_TO_DOUBLE_LOSS_SCALE = 2000
 
 
 def train(config: RunConfig, *, fresh: bool = False, inject: tuple[Fault, ...] = ()) -> dict[str, float]:
@@ -58,7 +57,7 @@ def train(config: RunConfig, *, fresh: bool = False, inject: tuple[Fault, ...] =
 
 
 def loop(run: Run) -> None:
-    """From the present step to the end of its phase, and into the next phase if there is one."""
+    """From the present step to the end of its phase, and into the next phase if there is one, or back to a checkpoint."""
     config, engine, state = run.config, run.engine, run.state
     if state.step == 0 and config.evaluation.at_start and config.data.valid_split is not None:
         evaluate_and_judge(run)
@@ -70,13 +69,14 @@ def loop(run: Run) -> None:
         agreed = agree(run, batch)
         if agreed.stop is not None:
             leave(run, agreed.stop)
-        set_learning_rates(run)
-        losses, norms = take_step(run, batch, agreed.rows)
-        state.step += 1
-        state.samples += sum(agreed.rows)
+        losses, norms = advance(run, batch, agreed.rows)
         run.log.ledger.took(step_taken(run, batch, agreed, losses, norms))
         meter.count(sum(agreed.rows))
-        summary = log_step(run, batch.epoch, losses, norms, meter) if run.is_due(config.log.log_every) else None
+        if state.skipped_in_a_row > config.nonfinite.max_in_a_row:
+            give_up(run, too_many(run, losses, norms))
+            return
+        is_logged = run.is_due(config.log.log_every) and not state.skipped_in_a_row
+        summary = log_step(run, batch.epoch, losses, norms, meter) if is_logged else None
         run.log.progress(state.step, summary)
         if config.data.valid_split is not None and run.is_due(config.evaluation.evaluate_every):
             evaluate_and_judge(run)
@@ -97,6 +97,14 @@ def loop(run: Run) -> None:
         run.faults.say_what_is_left()
     else:
         next_phase(run)
+
+
+def give_up(run: Run, failure: CheckFailed) -> None:
+    """Too many steps in a row were not finite: ends the run with the failure, or goes back, as the configuration says."""
+    run.log.stop_progress()
+    if run.config.nonfinite.then == "stop":
+        raise failure
+    roll_back(run, failure)
 
 
 def step_taken(run: Run, batch: Step, agreed: Agreement, losses: StepLosses, norms: Tensor) -> StepTaken:
@@ -140,89 +148,39 @@ def global_batches(run: Run) -> Iterator[Step]:
     )
 
 
+def advance(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Tensor]:
+    """One step further. `counts` are the ranks' rows of this batch; returns what `take_step` does."""
+    set_learning_rates(run)
+    losses, norms = take_step(run, batch, counts)
+    run.state.step += 1
+    run.state.samples += 0 if run.state.skipped_in_a_row else sum(counts)
+    return losses, norms
+
+
 def set_learning_rates(run: Run) -> None:
-    """Writes base_lr x scale(step) into every group."""
-    scale = run.phase.lr_scale(run.state.step)
+    """Writes base_lr x scale(step) into every group; for a while after a rollback, less."""
+    scale = run.phase.lr_scale(run.state.step) * lr_reduction(run.state.step, run.state.rollbacks)
     for group in run.engine.optimizer.param_groups:
         group["lr"] = group["base_lr"] * scale
 
 
 def take_step(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Tensor]:
-    """Gradients, clipping and update. Returns the losses and every group's gradient norm before clipping."""
+    """Gradients, clipping and update. Returns the losses and every group's gradient norm before clipping.
+
+    If one of them is not finite, weights, optimizer state and buffers are afterwards what they were before.
+    """
+    buffers = run.engine.moving_buffers()
+    before = [buffer.clone() for buffer in buffers]
     losses, norms = find_gradients(run, batch, counts)
     run.faults.at("update", run.state.step + 1)
-    update(run, norms)
+    if all_finite(losses, norms):
+        run.state.skipped_in_a_row = 0
+        update(run, norms)
+    else:
+        pass_over(run, batch, counts, losses, norms)
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
     return losses, norms
-
-
-def find_gradients(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Tensor]:
-    """Leaves the gradient of the global batch in the engine, before clipping. Returns the losses and every group's norm.
-
-    An fp16 overflow takes the same global batch again with half the loss scale, so it costs time and no step. A gradient
-    that is not finite otherwise stops all ranks before the optimizer sees it (CheckFailed).
-    """
-    engine, config, state = run.engine, run.config, run.state
-    micro_batches = [run.task.add_to_batch(engine.to_device(part)) for part in batch.micro_batches]
-
-    def draw(j: int) -> AbstractContextManager[None]:
-        return forward_randomness(
-            seed=config.seed,
-            step=state.step,
-            position=batch.positions[j],
-            sample_ids=micro_batches[j]["sample_id"],
-            per_sample=config.dropout == "per_sample",
-        )
-
-    while True:
-        engine.loss_scale = state.loss_scale
-        losses = forward_backward(engine, run.task, micro_batches, counts, draw)
-        engine.unscale()
-        norms = engine.grad_norms()
-        if torch.isfinite(norms).all():
-            return losses, norms
-        if state.loss_scale <= 1:
-            refuse_nonfinite(run, losses, norms)
-        engine.discard_gradients()
-        state.loss_scale /= 2
-        state.steps_since_overflow = 0
-
-
-def update(run: Run, norms: Tensor) -> None:
-    """Clips the gradients, whose norms these are, and updates the weights."""
-    engine, config, state = run.engine, run.config, run.state
-    groups = engine.optimizer.param_groups
-    engine.scale_gradients(
-        clip_factors(
-            norms,
-            [group["tower"] for group in groups],
-            [group["max_grad_norm"] for group in groups],
-            config.optimizer.max_grad_norm,
-        )
-    )
-    engine.step()
-    engine.keep_below(run.task.weight_limits())
-    if config.precision == "fp16":
-        state.steps_since_overflow += 1
-        if state.steps_since_overflow % STEPS_TO_DOUBLE_LOSS_SCALE == 0:
-            state.loss_scale *= 2
-
-
-def refuse_nonfinite(run: Run, losses: StepLosses, norms: Tensor) -> None:
-    """Stops every rank: norms are the same on all of them."""
-    names = [
-        group["name"]
-        for group, norm in zip(run.engine.optimizer.param_groups, norms, strict=True)
-        if not torch.isfinite(norm)
-    ]
-    values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.losses.items())
-    remedy = "lower the learning rate or clip (optimizer.max_grad_norm), and start the same command again."
-    if run.state.step == 0 and not all(torch.isfinite(value) for value in losses.losses.values()):
-        remedy = "this is the first step, so no rate is to blame: look at the data and at how the loss is computed."
-    raise CheckFailed(
-        f"step {run.state.step}: the gradient of {len(names)} of {len(norms)} groups is not finite "
-        f"({', '.join(names[:4])}); losses: {values}. No weight was changed by this step, and the last checkpoint, "
-        f"if there is one, is good: {remedy}"
-    )
 
 
 def log_step(run: Run, epoch: int, losses: StepLosses, norms: Tensor, meter: Meter) -> str:

@@ -1,6 +1,6 @@
 """`train` and what shows a run beforehand."""
 
-from accel_train.commands.arguments import add_config, load, make_parser, positive
+from accel_train.commands.arguments import OVERRIDES_HELP, add_config, load, make_parser, positive
 from accel_train.config.faults import read_faults
 
 
@@ -42,3 +42,21 @@ def plan(argv: list[str]) -> None:
     from accel_train.tools.plan import plan as run
 
     run(config, as_json=arguments.json, picture=arguments.picture, world_size=arguments.ranks)
+
+
+def replay(argv: list[str]) -> None:
+    """Computes one step of a run again on one process, to see which module was the first that was not finite.
+
+    Trains in a scratch folder from the checkpoint before that step; the run's own folder is only read. Exit code 1 if the
+    step does not go as nonfinite/step_XXXXXXXX.json of the run says.
+    """
+    parser = make_parser(replay, "accel-train replay runs/quickstart --step 1234")
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help=OVERRIDES_HELP)
+    parser.add_argument("--step", type=positive, metavar="N", required=True, help="counted as in metrics.jsonl, from 1")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from accel_train.tools.replay import replay as run
+
+    run(arguments.run, step=arguments.step, overrides=arguments.overrides, as_json=arguments.json)

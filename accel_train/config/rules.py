@@ -31,6 +31,7 @@ def check_rules(config: RunConfig) -> list[str]:
         *_phases(config),
         *_schedule(config),
         *_evaluation(config.evaluation, config.data),
+        *_nonfinite(config),
         *_engine(config),
         *config.contradictions(),
     ]
@@ -158,6 +159,19 @@ def _evaluation(evaluation: EvaluationSection, data: DataSection) -> Iterator[st
         yield (
             "evaluation.early_stopping: it counts evaluations, but evaluation.evaluate_every is null. Give an "
             "interval, for example '1 epoch'."
+        )
+
+
+def _nonfinite(config: RunConfig) -> Iterator[str]:
+    nonfinite = config.nonfinite
+    if nonfinite.then == "stop":
+        for key in changed_keys(nonfinite, "lr_factor", "lr_window", "max_rollbacks"):
+            value = getattr(nonfinite, key)
+            yield f"nonfinite.{key}: {value!r} would be ignored, since nonfinite.then is stop, not rollback."
+    elif config.checkpoint.save_every is None:
+        yield (
+            "nonfinite.then: rollback goes back to a checkpoint, but checkpoint.save_every is null. Give an interval, for "
+            "example '1000 steps'."
         )
 
 

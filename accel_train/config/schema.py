@@ -185,18 +185,18 @@ class CheckpointSection(Section):
 
 
 class NonfiniteSection(Section):
-    """What happens when a loss or a gradient is not finite. An overflow of fp16 is not meant: it costs no step."""
+    """What happens when a loss or a gradient is not finite: all ranks skip that step. An overflow of fp16 is not meant."""
 
     max_in_a_row: Annotated[int, Field(ge=0)] = 3
-    """So many steps in a row are skipped by all ranks, without an update; one more is too many."""
+    """So many steps in a row may be skipped; one more is too many. 0: the first one is."""
     then: Literal["stop", "rollback"] = "stop"
-    """When there were too many: stop the run, or go back to the last checkpoint before them."""
+    """When there were too many: stop the run, or go on from the last checkpoint before them."""
     lr_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """After a rollback, what every learning rate is multiplied by."""
+    """For `rollback`: what every learning rate is multiplied by afterwards."""
     lr_window: Interval = "200 steps"
-    """For how long after the checkpoint."""
+    """For how long, counted from the checkpoint."""
     max_rollbacks: Annotated[int, Field(ge=1)] = 3
-    """One more stops the run."""
+    """So often in a run; when it would be once more, the run stops."""
 
 
 class LogSection(Section):

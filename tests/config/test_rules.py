@@ -73,6 +73,10 @@ CONTRADICTIONS = [
         ["evaluation={evaluate_every: null, early_stopping: {patience: 2}}"],
         ["evaluation.early_stopping: it counts evaluations, but evaluation.evaluate_every is null"],
     ),
+    (["nonfinite.lr_factor=0.1"], ["nonfinite.lr_factor: 0.1 would be ignored, since nonfinite.then is stop"]),
+    (["nonfinite.lr_window=9 steps"], ["nonfinite.lr_window: '9 steps' would be ignored"]),
+    (["nonfinite.max_rollbacks=1"], ["nonfinite.max_rollbacks: 1 would be ignored"]),
+    (["nonfinite.then=rollback", "checkpoint.save_every=null"], ["nonfinite.then: rollback", "save_every is null"]),
     (["zero.offload_optimizer=true", "engine=ddp"], ["zero.offload_optimizer: true would be ignored by engine ddp"]),
     (
         ["zero.offload_optimizer=true", "engine=fsdp2"],
@@ -106,6 +110,8 @@ def test_a_contradiction_gives_one_line(overrides: list[str], parts: list[str], 
         ["zero.offload_optimizer=true"],  # the launcher may say zero2
         ["zero.offload_optimizer=true", "engine=zero1"],
         ["data.valid_split=null"],
+        ["nonfinite={max_in_a_row: 0, lr_factor: 0.5}"],  # the default may be said aloud here too
+        ["nonfinite={then: rollback, lr_factor: 1, lr_window: 2 epochs, max_rollbacks: 9}"],
         ["model.temperature=0.01"],  # exactly at the clamp
     ],
     ids=" ".join,

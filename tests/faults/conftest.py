@@ -238,10 +238,12 @@ class Experiment:
         step_seconds: float = 0.0,
         largest_file: int = 0,
         record_samples: Path | None = None,
+        poison: dict[str, Any] | None = None,
     ) -> Ranks:
         """`accel-train train config.yaml ARGUMENTS`, or another command with these arguments alone.
 
         `slow_writes` are seconds for each fsync and rename, `largest_file` is a size in bytes beyond which writes fail.
+        `poison` is explained in fork_server.py.
         """
         config = self.write_config()
         for old in self.folder.glob("rank*.out"):
@@ -256,6 +258,7 @@ class Experiment:
             "step_seconds": step_seconds,
             "largest_file": largest_file,
             "record_samples": str(record_samples) if record_samples else None,
+            "poison": poison,
         }
         return Ranks(self.server, self.server.start(request), self.folder)
 
