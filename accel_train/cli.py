@@ -17,18 +17,18 @@ from accel_train.commands.data import import_, migrate
 from accel_train.commands.machine import doctor, schema
 from accel_train.commands.models import embed, evaluate, export
 from accel_train.commands.slurm import slurm
+from accel_train.commands.sweep import sweep
 from accel_train.commands.training import plan, train
-from accel_train.errors import DONE, CheckFailed, Stopped, UserError
+from accel_train.errors import DONE, OUTCOME_FILE, CheckFailed, Stopped, UserError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
-OUTCOME_FILE = "ACCEL_TRAIN_OUTCOME"
-"""Names the file that is to hold the outcome in one line: a word of `errors`, and the message."""
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "plan": plan,
+    "sweep": sweep,
     "slurm": slurm,
     "evaluate": evaluate,
     "embed": embed,

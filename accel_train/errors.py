@@ -5,6 +5,8 @@ the same in a word, for a batch script that learns no exit code, because launche
 """
 
 DONE = "done"
+OUTCOME_FILE = "ACCEL_TRAIN_OUTCOME"
+"""The environment variable that names the file for the outcome: one line with its word and the message."""
 
 
 class UserError(Exception):

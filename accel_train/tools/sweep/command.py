@@ -1,0 +1,94 @@
+"""`accel-train sweep`: a search over configuration keys, each trial a training run of its own."""
+
+import json
+import os
+from importlib.util import find_spec
+from typing import Any
+
+from rich.console import Console
+
+from accel_train.errors import CheckFailed, UserError
+from accel_train.tools.sweep.settings import Sweep, load_sweep
+
+
+def sweep_command(
+    path: str,
+    *,
+    overrides: list[str],
+    options: dict[str, Any],
+    search: list[str],
+    workers: int,
+    is_one_of_several: bool,
+    as_json: bool,
+    argv: list[str],
+) -> None:
+    """Works on the sweep until it has its trials, then shows what was found. Raises UserError, CheckFailed, Stopped.
+
+    `argv` starts the same command again, for workers of which each is a process.
+    """
+    _check_packages()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "sweep starts the ranks of each trial by itself: start it once, without a launcher, and give the launcher's "
+            "command as --launch."
+        )
+    sweep = load_sweep(path, overrides, options, search)
+    score = _score(sweep)
+
+    # These import optuna and torch.
+    from accel_train.tools.sweep.local_workers import run_workers
+    from accel_train.tools.sweep.worker import work
+
+    console = Console(stderr=as_json, highlight=False)
+    try:
+        if workers > 1:
+            run_workers(sweep, argv, workers, as_json=as_json)
+        else:
+            work(sweep, score, console)
+    finally:
+        if not is_one_of_several:
+            _show(sweep, score, console, as_json=as_json)
+
+
+def _show(sweep: Sweep, score: str, console: Console, *, as_json: bool) -> None:
+    """The results so far, at a sweep's end or when it was asked to stop."""
+    from accel_train.tools.sweep.pictures import draw_pictures
+    from accel_train.tools.sweep.results import BEST, TRIALS, summary, table, write_results
+    from accel_train.tools.sweep.study import open_study
+
+    study = open_study(sweep)
+    write_results(study, sweep, score)
+    found = summary(study, sweep, score)
+    pictures = draw_pictures(found, sweep)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    elif found["trials"]:
+        console.print(table(found))
+        files = [sweep.folder / TRIALS, *pictures, *([sweep.folder / BEST] if found["best"] else [])]
+        console.print("written: " + ", ".join(str(file) for file in files), soft_wrap=True)
+        if running := found["counts"]["running"]:
+            trials = "1 trial is" if running == 1 else f"{running} trials are"
+            console.print(f"{trials} still running in other workers; the last of them shows the whole.", soft_wrap=True)
+
+
+def check_found(found: dict[str, Any]) -> None:
+    """Raises CheckFailed if all trials are over and none is complete."""
+    if found["best"] is None and not found["counts"]["running"]:
+        reasons = [trial["reason"] for trial in found["trials"] if trial["reason"]]
+        raise CheckFailed(
+            f"none of the {len(found['trials'])} trials is complete"
+            + (f"; the last reason: {reasons[-1]}" if reasons else ".")
+        )
+
+
+def _score(sweep: Sweep) -> str:
+    """The name of what is maximised, which the task knows. Raises UserError for one that it does not give."""
+    from accel_train.tasks.build import build_task
+
+    return build_task(sweep.base).best_score
+
+
+def _check_packages() -> None:
+    for package in ("optuna", "matplotlib"):
+        if find_spec(package) is None:
+            raise UserError(f"sweep needs {package}: pip install accel-train[sweep]")
