@@ -1,6 +1,7 @@
 """What all ranks agree on before each step, in one exchange of small integers."""
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from accel_train.data.loader import Step
 from accel_train.errors import UserError
@@ -16,6 +17,8 @@ class Agreement:
     """Each rank's number of rows in this global batch, rank 0 first."""
     stop: str | None
     """Why all ranks are to leave before this step is taken; None: it is taken."""
+    is_saved: bool
+    """Whether every rank has written its part of a checkpoint in the background."""
 
 
 def agree(run: Run, batch: Step) -> Agreement:
@@ -25,10 +28,14 @@ def agree(run: Run, batch: Step) -> Agreement:
     their budget is enforced (UserError).
     """
     sizes = [len(part["sample_id"]) for part in batch.micro_batches]
-    everyone = run.engine.exchange([sum(sizes), min(sizes), len(batch.unreadable), run.stop.reason()])
-    rows, smallest, unreadable, reasons = zip(*everyone, strict=True)
+    everyone = run.engine.exchange(
+        [sum(sizes), min(sizes), len(batch.unreadable), run.stop.reason(), run.checkpoints.is_written, False]
+    )
+    rows, smallest, unreadable, reasons, written, failed = zip(*everyone, strict=True)
+    if any(failed):
+        run.engine.together(lambda: None)  # raises what `share_failure` told
     if any(reasons) and run.state.step > 0:
-        return Agreement(list(rows), in_words(max(reasons)))
+        return Agreement(list(rows), in_words(max(reasons)), all(written))
     if any(unreadable):
         _count_unreadable(run, batch, sum(unreadable))
     if not all(smallest):
@@ -36,7 +43,18 @@ def agree(run: Run, batch: Step) -> Agreement:
             f"step {batch.step}: so many samples can't be read that a rank has fewer than its micro-batches. Mend the "
             "samples, or use a larger micro_batch_size."
         )
-    return Agreement(list(rows), None)
+    return Agreement(list(rows), None, all(written))
+
+
+def share_failure(run: Run, failure: Exception) -> NoReturn:
+    """Takes this rank's part in `agree` when it has no batch: every rank raises the failure, instead of waiting for it."""
+
+    def fail() -> NoReturn:
+        raise failure
+
+    run.engine.exchange([0, 0, 0, 0, 0, True])
+    run.engine.together(fail)
+    raise failure
 
 
 def _count_unreadable(run: Run, batch: Step, new: int) -> None:

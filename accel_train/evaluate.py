@@ -27,6 +27,7 @@ def evaluate(engine: Engine, task: Task, split: str, config: RunConfig) -> Evalu
 
     Recall and rank correlations are not averages over batches, so predictions are joined first and scored once.
     """
+    engine.whereabouts.begin(f"evaluation of {split}")
     engine.share_buffers()
     bare = engine.bare_model()
     bare.eval()
@@ -42,6 +43,7 @@ def evaluate(engine: Engine, task: Task, split: str, config: RunConfig) -> Evalu
         )
         # Every rank has as many batches; a sample that one rank can't read stops all of them before the next collective.
         while (batch := engine.together(partial(next, batches, None))) is not None:
+            engine.whereabouts.move()
             batch = task.add_to_batch(engine.to_device(batch))
             rows = batch.pop("row")
             found = task.predictions(engine.model(batch), batch)

@@ -49,8 +49,10 @@ def find_gradients(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses
     engine, state, share = run.engine, run.state, share_of(run, batch)
     before = state.loss_scale, state.steps_since_overflow
     while True:
+        engine.whereabouts.begin("forward and backward")
         engine.loss_scale = state.loss_scale
         losses = forward_backward(engine, run.task, share.micro_batches, counts, share.draw)
+        engine.whereabouts.begin("gradient norms")
         engine.unscale()
         norms = engine.grad_norms()
         if all_finite(losses, norms):
@@ -75,6 +77,7 @@ def all_finite(losses: StepLosses, norms: Tensor) -> bool:
 def update(run: Run, norms: Tensor) -> None:
     """Clips the gradients, whose norms these are, and updates the weights."""
     engine, config, state = run.engine, run.config, run.state
+    engine.whereabouts.begin("optimizer step")
     groups = engine.optimizer.param_groups
     engine.scale_gradients(
         clip_factors(

@@ -69,6 +69,7 @@ def set_up(
         log,
         keep_last=config.checkpoint.keep_last,
         state_names=state_names(config.optimizer),
+        in_background=config.checkpoint.in_background,
         faults=faults,
     )
     resumed = find_resumable(config, engine, checkpoints, fresh=fresh)
@@ -120,8 +121,8 @@ def find_resumable(
         )
     if found is None and rollbacks:
         raise UserError(
-            f"{config.run_dir} went back to the checkpoint of step {rollbacks[-1].to} ({ROLLBACKS_FILE}), which is not there "
-            "any more. Restore it, or choose another run_dir."
+            f"{config.run_dir} went back to the checkpoint of step {rollbacks[-1].to} ({ROLLBACKS_FILE}), which is not "
+            "there any more. Restore it, or choose another run_dir."
         )
     if found:
         found[1]["rollbacks"] = max(found[1]["rollbacks"], [asdict(rollback) for rollback in rollbacks], key=len)
@@ -164,7 +165,9 @@ def start_phase(run: Run, model: nn.Module, checkpoint: Path | None) -> None:
     freeze(model, run.plan)
     run.log.show(group_table(run.plan, max_rows=30))
     prepare(run.engine, model, run.plan, run.config)
+    run.engine.whereabouts.step = run.state.step
     if checkpoint is not None:
+        run.engine.whereabouts.begin("reading a checkpoint")
         run.checkpoints.load(checkpoint, run.state, run.plan)
     watch_start(run)
 
@@ -221,6 +224,9 @@ def carried_summary(plan: GroupPlan, config: RunConfig) -> str:
 
 
 def write_config(run: Run) -> None:
-    """Leaves the resolved configuration in the run's folder."""
+    """Leaves the resolved configuration in the run's folder, whole at any moment."""
     if run.engine.is_main:
-        (Path(run.config.run_dir) / "config.yaml").write_text(dump_config(run.config), encoding="utf-8")
+        path = Path(run.config.run_dir) / "config.yaml"
+        aside = path.with_suffix(".new")
+        aside.write_text(dump_config(run.config), encoding="utf-8")
+        aside.replace(path)

@@ -1,17 +1,19 @@
 """Training, in order: an engine, a run set up where it goes on, and the loop. Read this file first."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
 from torch import Tensor
 
-from accel_train.agreement import Agreement, agree
+from accel_train.agreement import Agreement, agree, share_failure
 from accel_train.checkpoint.rollbacks import lr_reduction
 from accel_train.config.faults import Fault
 from accel_train.config.schema import RunConfig
 from accel_train.data.loader import Step, train_steps
 from accel_train.engine.build import build_engine
+from accel_train.engine.lost_ranks import lost_ranks
 from accel_train.errors import CheckFailed, Stopped, UserError
 from accel_train.gradients import all_finite, find_gradients, update
 from accel_train.judge import evaluate_and_judge
@@ -27,6 +29,7 @@ from accel_train.set_up import next_phase, set_up
 from accel_train.step import StepLosses
 from accel_train.stopping import StopRequest
 from accel_train.watch import watch_step
+from accel_train.watchdog import watched
 
 
 def train(config: RunConfig, *, fresh: bool = False, inject: tuple[Fault, ...] = ()) -> dict[str, float]:
@@ -36,24 +39,27 @@ def train(config: RunConfig, *, fresh: bool = False, inject: tuple[Fault, ...] =
     """
     engine = build_engine(config)
     stop = StopRequest()
+    log = engine.together(lambda: RunLog(Path(config.run_dir), is_main=engine.is_main, rank=engine.rank))
     with stop.listening():
-        log = RunLog(Path(config.run_dir), is_main=engine.is_main, rank=engine.rank)
-        try:
-            run = set_up(config, engine, log, stop, fresh=fresh, inject=inject)
-            if run.is_finished:
-                say_nothing_to_do(run)
-            elif engine.is_main:
-                for line in stop.watch(Path(config.run_dir), config.max_hours):
-                    log.say(line)
-            while not run.is_finished:
-                loop(run)
-            return run.scores
-        except (UserError, CheckFailed, Stopped) as ending:
-            log.note(str(ending))
-            raise
-        finally:
-            log.close()
-            engine.close()
+        with watched(engine, Path(config.run_dir), config.hang_minutes):
+            try:
+                with lost_ranks(engine):
+                    run = set_up(config, engine, log, stop, fresh=fresh, inject=inject)
+                    if run.is_finished:
+                        say_nothing_to_do(run)
+                    elif engine.is_main:
+                        for line in stop.watch(Path(config.run_dir), config.max_hours):
+                            log.say(line)
+                    with closing(run.checkpoints):
+                        while not run.is_finished:
+                            loop(run)
+                    return run.scores
+            except (UserError, CheckFailed, Stopped) as ending:
+                log.note(str(ending))
+                raise
+            finally:
+                log.close()
+                engine.close()
 
 
 def loop(run: Run) -> None:
@@ -67,6 +73,8 @@ def loop(run: Run) -> None:
         if run.faults.waiting:
             run.faults.before_step(state.step + 1, engine.bare_model())
         agreed = agree(run, batch)
+        if agreed.is_saved:
+            settle(run)
         if agreed.stop is not None:
             leave(run, agreed.stop)
         losses, norms = advance(run, batch, agreed.rows)
@@ -79,6 +87,7 @@ def loop(run: Run) -> None:
         summary = log_step(run, batch.epoch, losses, norms, meter) if is_logged else None
         run.log.progress(state.step, summary)
         if config.data.valid_split is not None and run.is_due(config.evaluation.evaluate_every):
+            settle(run)
             evaluate_and_judge(run)
             meter.restart()
         if state.best_step == state.step or run.ends_phase or run.is_due(config.checkpoint.save_every):
@@ -86,6 +95,7 @@ def loop(run: Run) -> None:
             meter.restart()
         if run.is_finished:
             break
+    settle(run)
     run.log.stop_progress()
     if run.is_finished:
         best = (
@@ -101,6 +111,7 @@ def loop(run: Run) -> None:
 
 def give_up(run: Run, failure: CheckFailed) -> None:
     """Too many steps in a row were not finite: ends the run with the failure, or goes back, as the configuration says."""
+    settle(run)
     run.log.stop_progress()
     if run.config.nonfinite.then == "stop":
         raise failure
@@ -113,13 +124,21 @@ def step_taken(run: Run, batch: Step, agreed: Agreement, losses: StepLosses, nor
 
 
 def save(run: Run) -> None:
+    run.engine.whereabouts.begin("writing a checkpoint")
     with run.stop.saving():
         run.checkpoints.save(run.state, about_run(run.config, run.dataset.fingerprint, run.plan))
+
+
+def settle(run: Run) -> None:
+    """Gives the checkpoint that is being written in the background, if there is one, its name; waits if it must."""
+    run.checkpoints.settle()
+    run.stop.saves_take(run.checkpoints.seconds_to_leave)
 
 
 def leave(run: Run, why: str) -> NoReturn:
     """Between two steps, on all ranks: a checkpoint of the steps taken, and out (Stopped)."""
     save(run)
+    settle(run)
     run.stop.remove_file()
     raise Stopped(
         f"stopped by {why} at step {run.state.step} of {run.total_steps}; a checkpoint was written, and the same command "
@@ -135,7 +154,7 @@ def say_nothing_to_do(run: Run) -> None:
 
 def global_batches(run: Run) -> Iterator[Step]:
     """This rank's share of every global batch from the present step to the end of its phase."""
-    return train_steps(
+    steps = train_steps(
         run.faults.on_rows_of(run.dataset),
         run.order,
         run.config.data,
@@ -146,13 +165,23 @@ def global_batches(run: Run) -> Iterator[Step]:
         seed=run.config.seed,
         pin_memory=run.engine.device.type == "cuda",
     )
+    while True:
+        run.engine.whereabouts.begin("waiting for data")
+        try:
+            step = next(steps, None)
+        except (UserError, CheckFailed, OSError) as failure:
+            share_failure(run, failure)
+        if step is None:
+            return
+        run.engine.whereabouts.begin("agreeing on a step")
+        yield step
 
 
 def advance(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Tensor]:
     """One step further. `counts` are the ranks' rows of this batch; returns what `take_step` does."""
     set_learning_rates(run)
     losses, norms = take_step(run, batch, counts)
-    run.state.step += 1
+    run.state.step = run.engine.whereabouts.step = run.state.step + 1
     run.state.samples += 0 if run.state.skipped_in_a_row else sum(counts)
     return losses, norms
 
@@ -194,7 +223,7 @@ def log_step(run: Run, epoch: int, losses: StepLosses, norms: Tensor, meter: Met
         values[f"grad_norm/{group['name']}"] = norm
     if run.config.precision == "fp16":
         values["loss_scale"] = run.state.loss_scale
-    values |= meter.read()
+    values |= meter.read() | run.checkpoints.new_seconds()
     run.log.metrics(run.state.step, "train", values)
     watch_step(run, values["loss"], values["grad_norm"])
     run.engine.track({f"train/{name}": value for name, value in values.items()}, run.state.step)

@@ -16,13 +16,13 @@ MAX_FUNCTION_LINES = 70
 # in the part `config`; a part is a folder or a file of the package.
 STOREYS = [
     {"errors", "json_text", "rank_names", "whereabouts"},
-    {"config", "ledger"},
+    {"config", "ledger", "run_lock"},
     {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "stopping", "prediction_file"},
     {"engine", "tasks", "randomness", "phases", "inject", "first_nonfinite"},
     {"checkpoint", "step", "evaluate", "advice"},
     {"resume"},
     {"run"},
-    {"watch", "agreement", "gradients"},
+    {"watch", "agreement", "gradients", "watchdog"},
     {"judge", "nonfinite"},
     {"set_up"},
     {"rollback"},

@@ -43,6 +43,7 @@ def read_into_engine(engine: Engine, folder: Path, state_names: tuple[str, ...],
     folders.wait_until_whole(folder)
     reader = Reader(folder)
     for shard in engine.shards(state_names):
+        engine.whereabouts.move()
         held = {} if shard.name in beginners else shard.state
         for kind, piece in {files.WEIGHT: shard.weight, **held}.items():
             _check_shape(reader, kind, shard.name, shard.shape, folder)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from accel_train.checkpoint.files import BUFFER, WEIGHT, FileRecord, Index
 from accel_train.engine.shards import Shard
+from accel_train.whereabouts import Whereabouts
 
 CHUNK = 8 * 2**20
 """Bytes that are written while they are hashed."""
@@ -64,7 +65,9 @@ def pieces_of(rank: int, shards: Iterable[Shard], buffers: dict[str, Tensor]) ->
     return pieces
 
 
-def write_pieces(folder: Path, pieces: Pieces, given_up: Event | None = None) -> FileRecord:
+def write_pieces(
+    folder: Path, pieces: Pieces, given_up: Event | None = None, here: Whereabouts | None = None
+) -> FileRecord:
     """Writes one rank's file and syncs it to disk. Raises OSError, for example on a full disk."""
     path = folder / pieces.file_name
     digest = hashlib.sha256()
@@ -78,6 +81,8 @@ def write_pieces(folder: Path, pieces: Pieces, given_up: Event | None = None) ->
                 file.write(chunk)
                 hashed.result()
                 size += len(chunk)
+                if here is not None:
+                    here.move()
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

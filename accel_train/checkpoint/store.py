@@ -65,10 +65,9 @@ class Checkpoints:
         self.state_names = state_names
         self.in_background = in_background
         self.faults = faults or Faults((), rank=engine.rank, log=log)
-        self.seconds_of_save: dict[str, float] = {}
-        """Of the last save: how long training stood still for it, and how long it took to be on disk."""
         self.longest_save_seconds: float | None = None
-        """Until it was on disk; None before the first one of this process."""
+        """From its begin until it was on disk; None before the first save of this process."""
+        self._new_seconds: dict[str, float] = {}
         self._damaged: list[Path] = []
         self._passed_over: list[Path] = []
         self._under_way: Save | None = None
@@ -123,11 +122,22 @@ class Checkpoints:
         ended = time.monotonic()
         save.stalled += ended - began
         seconds = ended - save.began
-        self.seconds_of_save = {"save_stall_seconds": save.stalled, "save_seconds": seconds}
+        self._new_seconds = {"save_stall_seconds": save.stalled, "save_seconds": seconds}
         self.longest_save_seconds = max(self.longest_save_seconds or 0.0, seconds)
         self.log.note(
             f"checkpoint {save.final.name}: training stood still for {save.stalled:.2f} s, on disk after {seconds:.2f} s"
         )
+
+    @property
+    def seconds_to_leave(self) -> float | None:
+        """How long saving may take at most before the run can end, as far as is known: one under way is waited for first."""
+        longest = self.longest_save_seconds
+        return 2 * longest if longest is not None and self.in_background else longest
+
+    def new_seconds(self) -> dict[str, float]:
+        """Of the last save since this was asked before: how long training stood still, and how long it took in all."""
+        seconds, self._new_seconds = self._new_seconds, {}
+        return seconds
 
     def close(self) -> None:
         """Gives up a save under way, if an error has left one. This rank alone."""
@@ -159,7 +169,7 @@ class Checkpoints:
         aside = folders.name_of_partial(save.final)
         if not self.engine.is_main:
             folders.wait_for_folder(aside)
-        record = write_pieces(aside, pieces, self._given_up)
+        record = write_pieces(aside, pieces, self._given_up, self.engine.whereabouts)
         self.faults.at("write", save.state.step, aside / record.name)
         return record, pieces.index
 

@@ -18,7 +18,7 @@ from accel_train.engine.rendezvous import call_roll, find_address
 from accel_train.engine.zero import Zero, zero_plugin
 from accel_train.errors import UserError
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+LONGEST_COLLECTIVE = timedelta(days=1)
 
 
 def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
@@ -44,14 +44,14 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
     name_accelerator(on_cuda=on_cuda)
     backend = "nccl" if on_cuda else "gloo"
     if launch.engine == "fsdp2" and not dist.is_initialized():
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, timeout=_collective_timeout(config))
 
     plugin = zero_plugin(launch, config.data.micro_batch_size) if launch.engine.startswith("zero") else None
     handlers: list[KwargsHandler] = [
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     ]
     if launch.world_size > 1 or plugin is not None:
-        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=COLLECTIVE_TIMEOUT))
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=_collective_timeout(config)))
     accelerator = Accelerator(
         cpu=None if on_cuda or plugin else True,
         mixed_precision="no",
@@ -63,6 +63,13 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
     engine_class = {"ddp": DataParallel, "fsdp2": FullyShardedDataParallel2}.get(launch.engine, Zero)
     del meeting_point  # torch has its own by now
     return engine_class(launch, accelerator)
+
+
+def _collective_timeout(config: RunConfig) -> timedelta:
+    """Longer than the watchdog waits, who knows more than a collective that ends by itself."""
+    if config.hang_minutes is None:
+        return LONGEST_COLLECTIVE
+    return timedelta(minutes=2 * config.hang_minutes + 5)
 
 
 def _known_trackers(names: list[str]) -> list[str]:

@@ -153,9 +153,9 @@ def _judge(store: TCPStore, world_size: int) -> str:
 def _what_is_wrong(store: TCPStore, present: list[int], world_size: int) -> str:
     if missing := sorted(set(range(world_size)) - set(present)):
         return (
-            f"{len(missing)} of {world_size} ranks did not come within {ROLL_CALL_SECONDS:g} s: {name_ranks(missing)}. There "
-            f"came {_by_host(store, present)}. Look at the output of the missing ones: they may have failed before they got "
-            "here, were not started, or can't reach the first host."
+            f"{len(missing)} of {world_size} ranks did not come within {ROLL_CALL_SECONDS:g} s: {name_ranks(missing)}. "
+            f"There came {_by_host(store, present)}. Look at the output of the missing ones: they may have failed "
+            "before they got here, were not started, or can't reach the first host."
         )
     sizes = {rank: int(store.get(f"roll_call/size/{rank}")) for rank in present}
     wrong = ", ".join(f"rank {rank} {size}" for rank, size in sizes.items() if size != world_size)
