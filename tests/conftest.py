@@ -1,8 +1,15 @@
 """Marks by folder: tests/distributed starts several processes, tests/gpu needs a CUDA device."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# CI draws the same examples each time; elsewhere every run looks in new places.
+settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 TESTS = Path(__file__).parent
 

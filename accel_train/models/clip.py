@@ -19,6 +19,8 @@ from accel_train.models.pretrained import building_on_meta, load_model, load_str
 from accel_train.models.sizes import SIZES
 from accel_train.models.torch_files import read_weights
 
+INPUT_SIZES = {"image_size", "patch_size", "max_position_embeddings", "vocab_size"}
+
 
 def build_clip(config: ContrastiveConfig, section: ClipModelSection) -> ContrastiveModel:
     """A CLIP-like model with its weights; on the meta device without values. What became of them is in its `notes`."""
@@ -108,7 +110,13 @@ def _architecture_of_folder(folder: str, model_type: str) -> PretrainedConfig:
     found = read_architecture(folder, "model.pretrained")["model_type"]
     if found not in ARCHITECTURES[model_type]:
         raise UserError(f"model.pretrained: {folder} holds a {found} model, but model.type is {model_type}.")
-    return read_config(folder, "model.pretrained", FAMILIES[found][2])
+    config = read_config(folder, "model.pretrained", FAMILIES[found][2])
+    for tower in ("vision_config", "text_config"):
+        for key in INPUT_SIZES & vars(vars(config)[tower]).keys():
+            value = vars(vars(config)[tower])[key]
+            if type(value) is not int or value < 1:
+                raise UserError(f"model.pretrained: {folder}/config.json: {tower}.{key} is {value!r}, and no size.")
+    return config
 
 
 def _at_image_size(architecture: PretrainedConfig, image_size: int) -> PretrainedConfig:
