@@ -19,6 +19,7 @@ from accel_train.commands.models import embed, evaluate, export
 from accel_train.commands.slurm import slurm
 from accel_train.commands.sweep import sweep
 from accel_train.commands.training import plan, train
+from accel_train.commands.verify import verify
 from accel_train.errors import DONE, OUTCOME_FILE, CheckFailed, Stopped, UserError
 
 INTERRUPTED = 130
@@ -28,6 +29,7 @@ INTERRUPTED = 130
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "plan": plan,
+    "verify": verify,
     "sweep": sweep,
     "slurm": slurm,
     "evaluate": evaluate,

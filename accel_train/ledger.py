@@ -7,6 +7,7 @@ and the line without it, so a line that was changed, added or taken out breaks t
 
 import hashlib
 import json
+import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any, TextIO
 
 import numpy as np
 from torch import Tensor
+
+from accel_train.json_text import read_json
 
 LEDGER_FILE = "ledger.jsonl"
 Line = dict[str, Any]
@@ -136,35 +139,36 @@ class LedgerContent:
 
 
 def read_ledger(path: Path, *, last_step: int | None = None) -> LedgerContent:
-    """The lines up to that step, or all; a torn last line is left out. There are none where there is no file."""
-    lines: list[Line] = []
-    num_bytes, complaint, chain = 0, None, ""
+    """All lines but a torn last one, or up to the last one of that step or an earlier one. None where there is no file.
+
+    Steps go up, except where the run went back to a checkpoint: then those after it come again.
+    """
     if not path.exists():
-        return LedgerContent(lines, num_bytes, complaint)
-    with path.open("rb") as file:
-        for number, text in enumerate(file, 1):
-            line = _parsed(text)
-            if line is None:
-                rest = file.read(1)
-                if rest or text.endswith(b"\n"):
-                    complaint = complaint or f"{path}, line {number} is not a line of a ledger"
-                break
-            if last_step is not None and line["step"] > last_step:
-                break
-            if complaint is None and _linked(chain, line) != line["chain"]:
-                complaint = (
-                    f"{path}, line {number} (step {line['step']}) does not continue the chain: it or a line before it was "
-                    "changed, added or taken out"
-                )
-            chain = line["chain"]
-            lines.append(line)
-            num_bytes += len(text)
-    return LedgerContent(lines, num_bytes, complaint)
+        return LedgerContent([], 0, None)
+    lines: list[Line] = []
+    ends, first_wrong, complaint, chain = [0], math.inf, None, ""
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        line = _parsed(text)
+        if line is None and not text.endswith(b"\n"):
+            break
+        if line is None or _linked(chain, line) != line["chain"]:
+            first_wrong = min(first_wrong, number)
+        ends.append(ends[-1] + len(text))
+        lines.append(line or {"step": -1, "chain": chain, "launch": None})
+        chain = lines[-1]["chain"]
+    if last_step is not None:
+        kept = max((number for number, line in enumerate(lines, 1) if 0 <= line["step"] <= last_step), default=0)
+        lines = lines[:kept]
+    if first_wrong <= len(lines):
+        complaint = (
+            f"{path}, line {first_wrong} does not continue the chain: it or a line before it was changed, added or taken out"
+        )
+    return LedgerContent([line for line in lines if line["step"] >= 0], ends[len(lines)], complaint)
 
 
 def _parsed(text: bytes) -> Line | None:
     try:
-        line = json.loads(text)
+        line = read_json(text)
     except ValueError:
         return None
     whole = isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("chain"), str)

@@ -114,3 +114,22 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     ledger.took(taken(1))
     ledger.sync()
     assert not list(tmp_path.iterdir())
+
+
+def test_steps_that_were_taken_again_count_once(tmp_path: Path) -> None:
+    """A run that goes back to a checkpoint appends; a kill after that finds its way too."""
+    path = write(tmp_path, range(1, 7))
+    again = [StepTaken(step, np.arange(3), 3, {"info_nce": torch.tensor(0.5)}, 1.0) for step in (4, 5, 6, 7)]
+    ledger = Ledger(tmp_path, is_main=True)
+    ledger.rewind(6)
+    for one in again:
+        ledger.took(one)
+    ledger.close()
+    assert read_ledger(path).steps()[5]["losses"] == {"info_nce": 0.5.hex()}
+    assert Ledger(tmp_path, is_main=False).rewind(5) is None
+    resumed = Ledger(tmp_path, is_main=True)
+    assert resumed.rewind(5) is None
+    resumed.close()
+    content = read_ledger(path)
+    assert [line["step"] for line in content.lines] == [0, 1, 2, 3, 4, 5, 6, 4, 5]
+    assert content.steps()[5]["grad_norm"] == 1.0.hex()

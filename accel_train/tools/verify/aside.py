@@ -1,0 +1,61 @@
+"""A run set up in a folder of its own, from another run's checkpoints: nothing is written where they lie."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accel_train.checkpoint.files import read_state
+from accel_train.checkpoint.folders import all_folders
+from accel_train.checkpoint.load import damage_at_a_glance
+from accel_train.checkpoint.rollbacks import ROLLBACKS_FILE, is_abandoned, read_rollbacks
+from accel_train.config.schema import RunConfig
+from accel_train.engine.engine import Engine
+from accel_train.run import Run
+from accel_train.run_log import RunLog
+from accel_train.set_up import set_up
+from accel_train.stopping import StopRequest
+
+
+@contextmanager
+def run_aside(config: RunConfig, engine: Engine, checkpoint: Path | None) -> Iterator[Run]:
+    """The run of a configuration as `train` would set it up if its folder held this checkpoint alone, or none.
+
+    Says nothing. Raises UserError.
+    """
+    with tempfile.TemporaryDirectory(prefix="accel_train_verify_") as folder:
+        root = Path(folder) / "checkpoints"
+        root.mkdir()
+        if checkpoint is not None:
+            (root / checkpoint.name).symlink_to(checkpoint.resolve(), target_is_directory=True)
+        rollbacks = Path(config.run_dir) / ROLLBACKS_FILE
+        if rollbacks.exists():
+            shutil.copy(rollbacks, folder)
+        aside = config.model_copy(
+            update={
+                "run_dir": folder,
+                "log": config.log.model_copy(update={"trackers": []}),
+            }
+        )
+        log = RunLog(Path(folder), is_main=False, rank=engine.rank)
+        try:
+            run = set_up(aside, engine, log, StopRequest(), fresh=False)
+            yield run
+        finally:
+            log.close()
+
+
+def newest_checkpoint(config: RunConfig, engine: Engine) -> Path | None:
+    """The one from which `train` would go on, by rank 0's word. Nothing is renamed or tidied up."""
+    root = Path(config.run_dir) / "checkpoints"
+    rollbacks = read_rollbacks(Path(config.run_dir))
+
+    def search() -> str | None:
+        for folder in all_folders(root) if engine.is_main else []:
+            if damage_at_a_glance(folder) is None and not is_abandoned(read_state(folder), rollbacks):
+                return folder.name
+        return None
+
+    name = engine.gather_objects(engine.together(search))[0]
+    return None if name is None else root / name
