@@ -1,7 +1,6 @@
 """What a run says: a live bar or plain lines for people, `metrics.jsonl` for machines, `run.log` for afterwards."""
 
 import errno
-import fcntl
 import io
 import json
 import os
@@ -25,9 +24,11 @@ from rich.progress import (
 
 from accel_train.errors import UserError
 from accel_train.ledger import Ledger
+from accel_train.run_lock import RunLock
 
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "run.log"
+LOCK_FILE = "run.lock"
 
 
 class RunLog:
@@ -38,7 +39,10 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, *, is_main: bool, rank: int) -> None:
-        """Raises UserError on every rank if run_dir can't be written, and on rank 0 if another process writes to it."""
+        """Raises UserError on every rank if run_dir can't be written, and on rank 0 if another process trains in it.
+
+        Rank 0 may wait for some minutes, if that process is on another host and perhaps dead.
+        """
         self.is_main = is_main
         self.rank = rank
         self.run_dir = run_dir
@@ -50,18 +54,18 @@ class RunLog:
         self._progress: Progress | None = None
         self._bar: TaskID | None = None
         self._failure: OSError | None = None
+        self._lock: RunLock | None = None
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             if not os.access(run_dir, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if is_main:
                 self._log = self._opened(LOG_FILE)
+                self._lock = self._locked()
         except OSError as error:
             raise UserError(
                 f"run_dir: {run_dir} can't be written: {error.strerror}. Choose another folder, or mend this one."
             ) from error
-        if self._log is not None:
-            _claim(self._log, run_dir)
 
     def rewind(self, step: int) -> None:
         """Drops metrics of later steps and a torn last line, so that a resumed run goes on as if it had not been killed.
@@ -97,12 +101,15 @@ class RunLog:
         """
         if self._failure is not None:
             raise self._failure
-        if self._metrics is None or self._log is None:
+        if self._metrics is None or self._log is None or self._lock is None:
             return
+        self._lock.check()
         if not self.metrics_path.exists():
             self._close_files()
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self._metrics, self._log = self._opened(METRICS_FILE), self._opened(LOG_FILE)
+            self._lock.release()
+            self._lock = self._locked()
             self.warn(f"{self.metrics_path} was removed while the run was writing to it; earlier lines are lost.")
         os.fsync(self._metrics.fileno())
         self.ledger.sync()
@@ -169,12 +176,23 @@ class RunLog:
         self.stop_progress()
         self.ledger.close()
         self._close_files()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _close_files(self) -> None:
         for file in (self._metrics, self._log):
             if file is not None:
                 with suppress(OSError):  # what could not be written was said by `sync`
                     file.close()
+
+    def _locked(self) -> RunLock:
+        what = f"run_dir: another process is training in {self.run_dir}"
+        try:
+            return RunLock(self.run_dir / LOCK_FILE, what=what, say=self.say)
+        except UserError:
+            self._close_files()
+            raise
 
     def _opened(self, name: str) -> TextIO:
         return (self.run_dir / name).open("a", encoding="utf-8")
@@ -190,21 +208,6 @@ class RunLog:
             file.flush()
         except OSError as error:
             self._failure = self._failure or error
-
-
-def _claim(log: TextIO, run_dir: Path) -> None:
-    """Locks run.log until this process ends: a run that a dead launcher left behind may still write. Raises UserError."""
-    try:
-        # Unlike flock, this lock does not pass on to loader processes, which outlive a killed rank by seconds.
-        fcntl.lockf(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            return  # a file system without locks
-        log.close()
-        raise UserError(
-            f"run_dir: another process is training in {run_dir}, and two would overwrite each other. End it, or choose "
-            "another run_dir."
-        ) from error
 
 
 def _step_of(line: str) -> float:

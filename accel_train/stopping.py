@@ -105,6 +105,11 @@ class StopRequest:
         self._saving += seconds
         self._longest_save = max(self._longest_save or 0.0, seconds)
 
+    def saves_take(self, seconds: float | None) -> None:
+        """How long it takes until all is saved, where that is more than training stood still for it. None: not known."""
+        if seconds is not None:
+            self._longest_save = max(self._longest_save or 0.0, seconds)
+
     def remove_file(self) -> None:
         """The file was obeyed: the next start shall train."""
         if self._file is not None:

@@ -31,6 +31,7 @@ def check_rules(config: RunConfig) -> list[str]:
         *_phases(config),
         *_schedule(config),
         *_evaluation(config.evaluation, config.data),
+        *_checkpoint(config),
         *_nonfinite(config),
         *_engine(config),
         *config.contradictions(),
@@ -159,6 +160,15 @@ def _evaluation(evaluation: EvaluationSection, data: DataSection) -> Iterator[st
         yield (
             "evaluation.early_stopping: it counts evaluations, but evaluation.evaluate_every is null. Give an "
             "interval, for example '1 epoch'."
+        )
+
+
+def _checkpoint(config: RunConfig) -> Iterator[str]:
+    judged = config.data.valid_split is not None and config.evaluation.evaluate_every is not None
+    if config.checkpoint.in_background and config.checkpoint.save_every is None and not judged:
+        yield (
+            "checkpoint.in_background: true would be ignored: save_every is null and no evaluation finds a best checkpoint, so "
+            "nothing is saved while the run trains. Give checkpoint.save_every an interval."
         )
 
 

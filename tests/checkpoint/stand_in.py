@@ -16,6 +16,7 @@ from accel_train.engine.engine import Engine
 from accel_train.engine.shards import Shard
 from accel_train.errors import CheckFailed, UserError
 from accel_train.optim.param_groups import GroupPlan, ParamGroup
+from accel_train.whereabouts import Whereabouts
 
 STATE_NAMES = ("exp_avg",)
 ABOUT = {"about": {"config": {"seed": 0}, "dataset_fingerprint": "f"}}
@@ -65,6 +66,7 @@ class StandInEngine:
         self.ranks, self.rank, self.world_size, self.is_main = ranks, rank, ranks.world_size, rank == 0
         self.launch = SimpleNamespace(engine="stand-in")
         self.device = torch.device("cpu")
+        self.whereabouts = Whereabouts()
         self.storage = {name: {"weight": t.clone(), "exp_avg": t.clone() + 1} for name, t in tensors.items()}
         whole = [(name, 0, tensor.numel()) for name, tensor in tensors.items()]
         self.mine = whole if layout is None else layout[rank]

@@ -27,7 +27,7 @@ from accel_train.data.arrow_writer import SplitWriter
 from accel_train.data.text import caption_vocabulary, save_tokenizer
 
 CAPTIONS = ["红色的花", "一只猫", "笑脸", "red flower", "大树", "汽车", "蓝天白云", "三只小猫"]
-TIMING = {"samples_per_second", "waiting_for_data", "memory_gib"}
+TIMING = {"samples_per_second", "waiting_for_data", "memory_gib", "save_stall_seconds", "save_seconds"}
 TOWER = {"hidden_size": 16, "intermediate_size": 32}
 
 
