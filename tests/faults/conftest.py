@@ -239,11 +239,12 @@ class Experiment:
         largest_file: int = 0,
         record_samples: Path | None = None,
         poison: dict[str, Any] | None = None,
+        built_in: str = "",
     ) -> Ranks:
         """`accel-train train config.yaml ARGUMENTS`, or another command with these arguments alone.
 
         `slow_writes` are seconds for each fsync and rename, `largest_file` is a size in bytes beyond which writes fail.
-        `poison` is explained in fork_server.py.
+        `poison` is explained in fork_server.py, `built_in` names a fault of built_in.py.
         """
         config = self.write_config()
         for old in self.folder.glob("rank*.out"):
@@ -259,6 +260,7 @@ class Experiment:
             "largest_file": largest_file,
             "record_samples": str(record_samples) if record_samples else None,
             "poison": poison,
+            "built_in": built_in,
         }
         return Ranks(self.server, self.server.start(request), self.folder)
 

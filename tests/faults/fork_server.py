@@ -26,6 +26,7 @@ import accel_train.tools.evaluation
 import accel_train.tools.export
 import accel_train.train
 from accel_train.cli import main
+from tests.faults.built_in import build_in
 
 
 def run_rank(request: dict[str, Any], rank: int) -> int:
@@ -49,6 +50,8 @@ def run_rank(request: dict[str, Any], rank: int) -> int:
         poison(request["poison"])
     if request["step_seconds"]:
         slow_down_steps(request["step_seconds"])
+    if request["built_in"]:
+        build_in(request["built_in"])
     return main(request["argv"])
 
 
