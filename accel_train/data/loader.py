@@ -208,7 +208,12 @@ def read_requests(
         pin_memory=pin_memory,
         generator=generator,
     )
+    before = signal.getsignal(signal.SIGCHLD)
     replies = iter(loader)
+    # The handler of torch raises wherever the process happens to be, in the middle of a collective too. Without it a dead
+    # worker is noticed within five seconds where a reply is asked for, and the other ranks can be told.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
     while True:
         try:
             reply = next(replies)
