@@ -13,7 +13,7 @@ from accel_train.agreement import agree
 from accel_train.checkpoint import files
 from accel_train.checkpoint.files import DamagedCheckpoint
 from accel_train.checkpoint.folders import all_folders
-from accel_train.checkpoint.rollbacks import Rollback, is_abandoned, read_rollbacks, write_rollbacks
+from accel_train.checkpoint.rollbacks import Rollback, as_rollback, is_abandoned, read_rollbacks, write_rollbacks
 from accel_train.config.schema import RunConfig
 from accel_train.engine.build import build_engine
 from accel_train.errors import CheckFailed, UserError
@@ -81,11 +81,11 @@ def checkpoint_before(run_dir: Path, step: int, rollbacks: list[Rollback]) -> Pa
     for folder in all_folders(run_dir / "checkpoints"):
         try:
             saved = files.read_state(folder)
-            known = [entry["at"] for entry in saved["rollbacks"]]
-            if saved["step"] < step and known == [rollback.at for rollback in rollbacks[: len(known)]]:
-                if not is_abandoned(saved, rollbacks):
-                    files.check_files(folder, saved)
-                    return folder
+            known = [as_rollback(entry) for entry in saved["rollbacks"]]
+            leads_there = known == rollbacks[: len(known)] and not is_abandoned(saved, rollbacks)
+            if saved["step"] < step and leads_there:
+                files.check_files(folder, saved)
+                return folder
         except (DamagedCheckpoint, OSError, KeyError, TypeError):
             continue
     return None

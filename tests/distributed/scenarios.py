@@ -262,7 +262,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     # Costs and faults
     "counted": SHORT,
-    "poisoned": SHORT | TOKENS | {"data": {"train_split": toy.POISONED_SPLIT, "shuffle": False}},
+    "poisoned": SHORT
+    | TOKENS
+    | {"data": {"train_split": toy.POISONED_SPLIT, "shuffle": False}, "nonfinite": {"max_in_a_row": 0}},
 }
 INVARIANT = list(SCENARIOS)[: list(SCENARIOS).index("fast_dropout")]
 OTHERS = [name for name in SCENARIOS if name not in INVARIANT and name != "synced"]

@@ -55,7 +55,7 @@ def test_a_gradient_that_is_not_a_number_ends_every_rank(train: Train) -> None:
     ranks = train("poisoned", "ddp", module="tests.distributed.toy")
     assert [rank.exit_code for rank in ranks] == [1, 1]
     for rank in ranks:
-        assert "step 1: the gradient of 4 of 4 groups is not finite" in rank.output
+        assert "step 2: the gradient of 4 of 4 groups is not finite" in rank.output
         assert "Traceback" not in rank.output
 
 
@@ -64,7 +64,7 @@ def test_such_a_gradient_changes_no_weight(
     engine: str, observed: Observed, reference: Callable[..., Reference]
 ) -> None:
     observation = observed(engine, 2, "poisoned@2")
-    assert observation.found["refused"].startswith("step 1: the gradient of 4 of 4 groups is not finite")
+    assert observation.found["refused"].startswith("step 2: the gradient of 4 of 4 groups is not finite")
     assert len(observation.metrics) == 1
     assert worst_difference(observation.weights, reference("poisoned").weights[0])[0] < 1e-6
 

@@ -82,13 +82,20 @@ def slow_down_steps(seconds: float) -> None:
 
 
 def poison(where: dict[str, Any]) -> None:
-    """On the last rank, what a module gives is not a number in some steps, until the run has gone back `rollbacks` times."""
+    """On the last rank, what a module gives is not a number in some steps, until the run has gone back `rollbacks` times.
+
+    Without a module nothing is wrong with these steps, but they make no update.
+    """
     step = accel_train.train.take_step
 
     def poisoned(run: Any, batch: Any, counts: list[int]) -> Any:
         hit = run.state.step + 1 in where["steps"] and run.engine.rank == run.engine.world_size - 1
         if not hit or len(run.state.rollbacks) >= where["rollbacks"]:
             return step(run, batch, counts)
+        if where["module"] is None:
+            found = accel_train.train.find_gradients(run, batch, counts)
+            run.engine.optimizer.zero_grad()
+            return found
         module = run.engine.bare_model().get_submodule(where["module"])
         handle = module.register_forward_hook(lambda module, inputs, output: output * float("nan"))
         try:
