@@ -26,6 +26,9 @@ from accel_train.errors import UserError
 from accel_train.json_text import read_json
 
 FORMAT_VERSION = 1
+MAY_LACK = "explanation"
+ROWS_OF = {"image_row": "images", "audio_row": "recordings", "text_row": "texts"}
+"""The table whose rows a column names."""
 SAMPLE_PREFIX = "sample:"
 SAMPLE_FOLDER = Path(__file__).parent.parent / "sample"
 SCHEMAS = {
@@ -65,12 +68,23 @@ class ArrowRows:
         """A whole integer column."""
         return self._opened()[name].to_numpy()
 
+    def check(self) -> None:
+        """Looks at every offset and text of the file once. Raises UserError: a damaged file can have memory read that is
+        not the file's, and nulls stand for nothing here but a missing explanation."""
+        for name, column in self._opened().items():
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise UserError(f"{self.path}: {name} is damaged ({error}). Import the dataset again.") from error
+            if column.null_count and name != MAY_LACK:
+                raise UserError(f"{self.path}: {name} lacks {column.null_count} values. Import the dataset again.")
+
     def _opened(self) -> dict[str, pa.ChunkedArray]:
         if self._process != os.getpid():
             try:
                 options = pa.ipc.IpcReadOptions(use_threads=False)
                 table = pa.ipc.open_file(pa.memory_map(str(self.path)), options=options).read_all()
-            except (OSError, pa.ArrowInvalid) as error:
+            except (OSError, pa.ArrowException) as error:
                 raise UserError(f"{self.path}: not a whole Arrow file ({error}). Import the dataset again.") from error
             if table.schema != self.schema:
                 found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
@@ -173,4 +187,21 @@ def open_tables(
                 f"{rows.path}: has {len(rows)} rows, but dataset.json says {described}. They do not belong together; "
                 "import the dataset again."
             )
+    if not isinstance(splits[split].get("fingerprint"), str):
+        raise UserError(f"{folder / 'dataset.json'}: the split {split} has no fingerprint. Import the dataset again.")
+    check_tables(tables)
     return splits[split], tables
+
+
+def check_tables(tables: Mapping[str, ArrowRows]) -> None:
+    """Whether the files are sound and name only rows that there are. Raises UserError."""
+    for rows in tables.values():
+        rows.check()
+    for rows in tables.values():
+        for column in ROWS_OF.keys() & set(rows.schema.names):
+            found, there = rows.column(column), len(tables[ROWS_OF[column]])
+            if len(found) and not 0 <= found.min() <= found.max() < there:
+                raise UserError(
+                    f"{rows.path}: {column} runs from {found.min()} to {found.max()}, and there are {there} rows. Import "
+                    "the dataset again."
+                )

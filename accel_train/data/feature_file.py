@@ -100,7 +100,7 @@ def read_features(path: str | Path) -> FeatureFile:
     read = _read_parquet if path.suffix == ".parquet" else _read_safetensors
     try:
         about, columns = read(path)
-    except (OSError, ValueError, KeyError, SafetensorError, pa.ArrowException) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, pa.ArrowException) as error:
         raise UserError(f"{path}: can't be read as a file of features ({error}). Write it again.") from error
     content = FeatureFile(
         columns.get("image_features"),
@@ -123,6 +123,8 @@ def _check(path: Path, content: FeatureFile) -> None:
         features, ids = content.features(kind), content.ids(kind)
         if features is None:
             continue
+        if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+            raise UserError(f"{path}: {kind}_ids is no list of texts.")
         if features.ndim != 2 or features.dtype != torch.float32 or len(features) != len(ids):
             found = f"{tuple(features.shape)} {features.dtype} with {len(ids)} ids"
             raise UserError(f"{path}: {kind}_features is {found}; it must be (rows, D) in float32, an id for each row.")
@@ -170,7 +172,9 @@ def _write_parquet(path: Path, content: FeatureFile, metadata: dict[str, str]) -
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    table = pq.read_table(path)
+    with pq.ParquetFile(path) as file:
+        table = file.read()
+    table.validate(full=True)
     about = _about((table.schema.metadata or {}).get(METADATA.encode()))
     columns: dict[str, Any] = {}
     kinds = table.column("kind").to_numpy()
@@ -194,4 +198,10 @@ def _about(text: str | bytes | None) -> dict[str, Any]:
         raise ValueError(f"its metadata {METADATA!r} is no mapping")
     if about.get("format") != FORMAT:
         raise ValueError(f"its format is {about.get('format')!r}, and this program reads {FORMAT!r}")
-    return {"fingerprint": None, "source": "", "dataset": "", "identity": "", "logit_scale": None} | about
+    about = {"fingerprint": None, "source": "", "dataset": "", "identity": "", "logit_scale": None} | about
+    for key in ("source", "dataset", "identity"):
+        if not isinstance(about[key], str):
+            raise ValueError(f"its {key} is no text")
+    if not isinstance(about["fingerprint"], str | None) or not isinstance(about["logit_scale"], int | float | None):
+        raise ValueError("its fingerprint is no text, or its logit_scale no number")
+    return about

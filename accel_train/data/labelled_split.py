@@ -66,4 +66,10 @@ def read_labels(path: str) -> tuple[str, ...]:
 def open_labelled_split(path: str, split: str) -> LabelledSplit:
     """Opens one split, after checking that its file is whole and belongs to the description."""
     described, tables = open_tables(path, split, {"samples": SCHEMA}, TASK, "num_samples")
-    return LabelledSplit(split, described["fingerprint"], read_labels(path), tables["samples"])
+    labels, found = read_labels(path), tables["samples"].column("label")
+    if len(found) and not 0 <= found.min() <= found.max() < len(labels):
+        raise UserError(
+            f"{tables['samples'].path}: label runs from {found.min()} to {found.max()}, and there are {len(labels)} labels. "
+            "Import the dataset again."
+        )
+    return LabelledSplit(split, described["fingerprint"], labels, tables["samples"])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from accel_train.config.inputs import ImageInput
 from accel_train.data.dataset import UnreadableSample
-from accel_train.data.readers.records import text_lines
+from accel_train.data.readers.records import BadValue, read_bounded, text_lines
 from accel_train.data.readers.rows import IMAGE_ENDINGS
 from accel_train.data.text import CaptionTokenizer
 from accel_train.data.transforms import UnreadableImage, evaluation_image
@@ -66,10 +66,8 @@ class ImageFiles:
     def read(self, row: int, epoch: int | None) -> dict[str, Tensor]:
         path, how = self._folder / self._names[row], self._input
         try:
-            pixels = evaluation_image(path.read_bytes(), how.image_size, how.resize, how.decoding)
-        except OSError as error:
-            raise UnreadableSample(f"{path}: {error.strerror}") from error
-        except UnreadableImage as error:
+            pixels = evaluation_image(read_bounded(path, "it"), how.image_size, how.resize, how.decoding)
+        except (BadValue, UnreadableImage) as error:
             raise UnreadableSample(f"{path}: {error}") from error
         return {"pixel_values": pixels, "sample_id": torch.tensor(row)}
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from accel_train.config.scorer import RatedData
-from accel_train.data.arrow_split import SCHEMAS, ArrowRows, dataset_folder, read_description
+from accel_train.data.arrow_split import SCHEMAS, ArrowRows, check_tables, dataset_folder, read_description
 from accel_train.data.arrow_writer import content_key
 from accel_train.data.augmented_image import image_of_row
 from accel_train.data.pairs import tokenizer_path
@@ -88,6 +88,7 @@ def open_rated_split(path: str, split: str) -> RatedSplit:
                 f"{rows.path}: has {len(rows)} rows, but dataset.json says {described[name]}. They do not belong together; "
                 "import the dataset again."
             )
+    check_tables(tables)
     return RatedSplit(split, fingerprint, tables["images"], tables["samples"], means, ranges, num_explanations)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Samples = npt.NDArray[np.float32]
+LOWEST_RATE, HIGHEST_RATE = 2_000, 384_000
+"""Samples a second. A header can claim any rate, and the filters and the resampled samples grow with it."""
 CHUNK = 2**16
 """Output samples that are worked out at once."""
 NUM_ZEROS = 16
@@ -32,8 +34,10 @@ def read_wav(encoded: bytes) -> tuple[Samples, int]:
             data = file.readframes(count)
     except (wave.Error, EOFError, ValueError) as error:
         raise UnreadableAudio(f"not a PCM WAV file ({error or 'it ends too early'})") from error
-    if rate <= 0 or channels <= 0 or width not in (1, 2, 3, 4):
-        raise UnreadableAudio(f"{channels} channels of {8 * width} bits at {rate} Hz")
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE or channels <= 0 or width not in (1, 2, 3, 4):
+        raise UnreadableAudio(
+            f"{channels} channels of {8 * width} bits at {rate} Hz; rates from {LOWEST_RATE:,} to {HIGHEST_RATE:,} are read"
+        )
     if count == 0 or len(data) != count * channels * width:
         raise UnreadableAudio(f"{len(data)} bytes of samples where its header promises {count * channels * width}")
     return _as_floats(data, width).reshape(-1, channels).mean(1, dtype=np.float32), rate
@@ -69,7 +73,7 @@ def resample(samples: Samples, rate: int, wanted: int) -> Samples:
     return np.concatenate(found).astype(np.float32)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _filters(up: int, down: int) -> tuple[npt.NDArray[np.float32], int]:
     """A filter (2 reach + 1 taps) for each of the `up` places that an output sample can have between two input samples."""
     cut_off = ROLLOFF * min(1.0, up / down)

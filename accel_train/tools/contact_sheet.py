@@ -1,12 +1,13 @@
 """A picture of what a model finds: text queries at the left, the best images for each beside them."""
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from accel_train.data.transforms import open_image
 
 FONT = Path(__file__).parent.parent / "fonts" / "NotoSansCJKsc-subset.otf"
 
@@ -19,6 +20,8 @@ HEADER = 132
 LEGEND_WIDTH = 260
 ROW = TILE + 62
 OVERSAMPLING = 4
+MOST_CHARACTERS = 500
+"""Of a query: more don't fit, and measuring them takes long."""
 
 INK = (24, 28, 33)
 SECONDARY = (110, 118, 128)
@@ -76,7 +79,7 @@ def _draw_header(sheet: Image.Image, draw: ImageDraw.ImageDraw, title: str, subt
 
 def _draw_query(draw: ImageDraw.ImageDraw, text: str, top: int) -> None:
     font, spacing = _font(21), 31
-    lines = wrapped(text, font, TEXT_WIDTH - 36, max_lines=4)
+    lines = wrapped(text[:MOST_CHARACTERS], font, TEXT_WIDTH - 36, max_lines=4)
     first = top + 20 + (TILE - spacing * (len(lines) - 1)) // 2
     for index, line in enumerate(lines):
         draw.text((MARGIN, first + index * spacing), line, font=font, fill=INK, anchor="lm")
@@ -97,7 +100,7 @@ def _draw_found(sheet: Image.Image, draw: ImageDraw.ImageDraw, item: Found, corn
 
 def _fitted(encoded: bytes, side: int) -> Image.Image:
     """The whole picture, as large as a square allows, on the paper's colour where it is transparent."""
-    picture = Image.open(io.BytesIO(encoded)).convert("RGBA")
+    picture = open_image(encoded).convert("RGBA")
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     picture = picture.resize(size, Image.Resampling.LANCZOS)

@@ -34,6 +34,9 @@ anything."""
 MAX_MEMO = 100
 """Places to remember values in. pickle reserves memory for as many as a record asks for."""
 MAX_ID_BITS = 256
+MAX_DIGITS = 18
+MOST_MISSING = 1000
+"""Records that may lack and are named one by one. A count can claim that more lack than anyone could wait for."""
 
 
 def find_splits(source: Path) -> dict[str, list[Path]]:
@@ -133,8 +136,12 @@ def _open(folder: Path) -> Iterator[Any]:
 
 def _count(folder: Path, transaction: Any, key: bytes) -> int:
     value = transaction.get(key)
-    if value is None or not bytes(value).isdigit():
-        raise UserError(f"{folder}: key {_name(key)} is {value!r}; it holds the number of records.")
+    if value is None or not bytes(value).isdigit() or len(value) > MAX_DIGITS:
+        shown = None if value is None else bytes(value[:MAX_DIGITS])
+        raise UserError(f"{folder}: key {_name(key)} is {shown!r}; it holds the number of records.")
+    there = int(transaction.stat()["entries"]) - 1
+    if int(value) > there + MOST_MISSING:
+        raise UserError(f"{folder}: key {_name(key)} says {int(value):,} records, and there are {there:,}.")
     return int(value)
 
 

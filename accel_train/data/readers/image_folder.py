@@ -12,6 +12,8 @@ from accel_train.data.readers.records import (
     TextRecord,
     as_caption,
     as_id,
+    inside,
+    read_bounded,
     text_lines,
 )
 from accel_train.data.readers.rows import IMAGE_ENDINGS
@@ -39,19 +41,24 @@ def read(files: list[Path], columns: Columns) -> Iterator[Record]:
     for path in images:
         image_id = path.relative_to(folder).as_posix()
         try:
-            yield ImageRecord(str(path), as_id("the path", image_id), path.read_bytes())
-        except (BadValue, OSError) as error:
+            yield ImageRecord(str(path), as_id("the path", image_id), read_bounded(inside(folder, path), "it"))
+        except BadValue as error:
             yield BadRecord(str(path), str(error))
             continue
         if has_sidecars:
-            yield from _sidecar(path, image_id)
+            yield from _sidecar(folder, path, image_id)
         else:
             caption = path.parent.name if has_subfolders else path.stem
             yield _text(str(path), image_id, 0, caption)
 
 
-def _sidecar(path: Path, image_id: str) -> Iterator[Record]:
+def _sidecar(folder: Path, path: Path, image_id: str) -> Iterator[Record]:
     sidecar = path.with_suffix(".txt")
+    try:
+        inside(folder, sidecar)
+    except BadValue as error:
+        yield BadRecord(str(path), str(error))
+        return
     if not sidecar.is_file():
         yield BadRecord(str(path), f"no {sidecar.name} beside it, and other images have one")
         return

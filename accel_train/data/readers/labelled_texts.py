@@ -117,9 +117,10 @@ def read_mapping(source: Path, paths: list[Path]) -> dict[str, str] | None:
         return _mapping(folder / MAPPING, _read_json(folder / MAPPING))
     info = paths[0].parent / "dataset_info.json"
     if info.is_file():
-        features = _read_json(info).get("features") or {}
-        for name in LABEL_NAMES:
-            names = features.get(name, {}).get("names") if isinstance(features.get(name), dict) else None
+        features = _read_json(info).get("features")
+        for name in LABEL_NAMES if isinstance(features, dict) else ():
+            column = (features or {}).get(name)
+            names = column.get("names") if isinstance(column, dict) else None
             if isinstance(names, list):
                 return {str(number): str(label) for number, label in enumerate(names)}
     return None

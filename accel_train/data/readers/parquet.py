@@ -58,5 +58,6 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         else:
             batches = iter(pa.ipc.open_stream(file))
         for batch in batches:
+            batch.validate(full=True)  # else a damaged file can have memory read that is not the file's
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 yield batch.slice(start, BATCH_ROWS)

@@ -1,6 +1,7 @@
 """Tables with an image, a prompt and ratings in each row: CSV, TSV and JSON lines."""
 
 import math
+import os.path
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -130,7 +131,7 @@ def _folder_of(value: Any, root: Path) -> Path:
     """Where an image's path begins: the table's folder, or `images` in it if the file is there and not in the former."""
     if isinstance(value, str) and value.lower().endswith(IMAGE_ENDINGS):
         name = value.replace("\0", "")
-        if not (root / name).is_file() and (root / IMAGE_FOLDER / name).is_file():
+        if not os.path.isfile(root / name) and os.path.isfile(root / IMAGE_FOLDER / name):
             return root / IMAGE_FOLDER
     return root
 

@@ -12,7 +12,11 @@ from typing import Any
 from accel_train.errors import UserError
 
 MAX_ID_LENGTH = 1000
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
+MAX_FILE_BYTES = 256 * 2**20
+"""Of one image or recording. An uncompressed image of the most pixels that are admitted is smaller."""
+MAX_LINE_BYTES = 2 * MAX_FILE_BYTES
+"""An image of that size in base64 fits."""
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 SHARD = re.compile(r"^(?P<split>.+?)(?:-\d+-of-\d+|[-_.]\d+)?$")
 SPLIT_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 
@@ -98,22 +102,49 @@ def as_base64(name: str, value: str | bytes) -> bytes:
 
 
 def read_inside(root: Path, name: str, kind: str = "image") -> bytes:
-    """The file `name` under `root`; a path that leads out of it is refused."""
+    """The file `name` under `root`; a path or a link that leads out of it is refused (BadValue)."""
     base = os.path.abspath(root)
     path = Path(os.path.normpath(os.path.join(base, name)))
     if CONTROL_CHARACTERS.search(name) or not path.is_relative_to(base):
         raise BadValue(f"the {kind} path {_shown(name)} leads out of {root}")
+    return read_bounded(inside(Path(base), path), f"the {kind} file {name[:MAX_ID_LENGTH]}")
+
+
+def inside(root: Path, path: Path) -> Path:
+    """The file that a path below `root` means. Raises BadValue where it is a link that leads out of `root`."""
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(os.path.realpath(root)):
+        raise BadValue(
+            f"{_shown(path.name)} is a link that leads out of {root}. To take what links lead to, import a copy made by "
+            "`cp -rL`"
+        )
+    return real
+
+
+def read_bounded(path: Path, what: str) -> bytes:
+    """A plain file of at most MAX_FILE_BYTES; no device and no pipe, which may never end. Raises BadValue."""
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise BadValue(f"{what} is not a plain file")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise BadValue(f"the {kind} file {name} can't be read ({error.strerror})") from error
+        raise BadValue(f"{what} can't be read ({error.strerror})") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise BadValue(f"{what} has more than {MAX_FILE_BYTES:,} bytes")
+    return content
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Lines as (where, text). The text is None where a line is not UTF-8. A byte-order mark is dropped."""
+    """Lines as (where, text). The text is None where a line is not UTF-8. A byte-order mark is dropped.
+
+    Raises UserError for a line that no record of ours is as long as.
+    """
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
             where = f"{path}:{number}"
+            if len(line) == MAX_LINE_BYTES:
+                raise UserError(f"{where}: a line of {MAX_LINE_BYTES:,} bytes or more; this is no file of records.")
             try:
                 yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError:

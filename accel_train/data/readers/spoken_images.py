@@ -12,7 +12,17 @@ from typing import Any
 
 from accel_train.data.readers import jsonl
 from accel_train.data.readers.chinese_clip_tsv import IMAGES
-from accel_train.data.readers.records import BadRecord, BadValue, as_base64, as_caption, as_id, read_inside, text_lines
+from accel_train.data.readers.records import (
+    BadRecord,
+    BadValue,
+    as_base64,
+    as_caption,
+    as_id,
+    inside,
+    read_bounded,
+    read_inside,
+    text_lines,
+)
 from accel_train.data.readers.rows import IMAGE_ENDINGS
 from accel_train.errors import UserError
 
@@ -63,7 +73,15 @@ def read_images(source: Path, wanted: set[str]) -> dict[str, bytes]:
     files = {path.stem: path for path in sorted(source.iterdir()) if path.suffix.lower() in IMAGE_ENDINGS}
     if not files:
         raise UserError(f"--images: {source} holds neither *{IMAGES} nor images ({', '.join(IMAGE_ENDINGS)}).")
-    return {name: files[name].read_bytes() for name in sorted(wanted & files.keys())}
+    return dict(_files_of(source, {name: files[name] for name in sorted(wanted & files.keys())}))
+
+
+def _files_of(source: Path, files: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
+    for name, path in files.items():
+        try:
+            yield name, read_bounded(inside(source, path), "the image")
+        except BadValue:
+            continue  # as in _images_of
 
 
 def _images_of(path: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from accel_train.data.readers.image_folder import SPLIT_FOLDERS
 from accel_train.data.readers.records import (
+    MAX_FILE_BYTES,
     SPLIT_NAME,
     BadRecord,
     BadValue,
@@ -26,8 +27,7 @@ from accel_train.data.readers.tar_members import Member, members
 from accel_train.errors import UserError
 from accel_train.json_text import read_json
 
-MAX_IMAGE_BYTES = 256 * 2**20
-"""An uncompressed image of the most pixels that are admitted is smaller."""
+MAX_IMAGE_BYTES = MAX_FILE_BYTES
 MAX_TEXT_BYTES = 2**20
 
 
