@@ -2,45 +2,28 @@
 
 import errno
 import fcntl
-import os
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from accel_train.errors import UserError
 
+WORKER, PROCESS = "sweep_worker.lock", "sweep_process.lock"
+
 
 @contextmanager
-def locked(path: Path) -> Iterator[BinaryIO]:
+def locked(path: Path) -> Iterator[None]:
     """Holds a lock, and waits for it as long as another process has it."""
-    with path.open("a+b") as file:
+    with path.open("ab") as file:
         _flock(file, path, fcntl.LOCK_EX)
-        yield file  # closing the file drops the lock
+        yield  # closing the file drops the lock
 
 
-class Claim:
-    """A trial's folder, taken by one worker. The lock passes on to the trial's process, which may outlive the worker."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    @property
-    def descriptor(self) -> int:
-        """To be left open in the trial's process."""
-        return self._file.fileno()
-
-    def release(self) -> None:
-        with suppress(OSError):
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-        self._file.close()
-
-
-def claim(path: Path) -> Claim | None:
-    """Takes a lock, or None where another process has it."""
+def try_lock(path: Path) -> BinaryIO | None:
+    """Holds a lock until the file is closed; None where another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+b")
+    file = path.open("ab")
     try:
         _flock(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -49,31 +32,33 @@ def claim(path: Path) -> Claim | None:
     except BaseException:
         file.close()
         raise
-    file.truncate(0)
-    file.write(f"{socket.gethostname()} {os.getpid()}\n".encode())
-    file.flush()
-    return Claim(file)
+    return file
 
 
-def holder_is_dead(path: Path) -> bool:
-    """Whether the worker that took this lock was one of this machine and is no more. Its trial may still be saving."""
-    try:
-        host, pid = path.read_text(encoding="utf-8").split()
-        if host != socket.gethostname():
-            return False
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return False
+class Claim:
+    """A trial's folder, taken by one worker, in two locks.
+
+    One ends with the worker, so that the next one sees that the trial was left behind. The other passes on to the trial's
+    process, which may outlive the worker: as long as it is held, the trial must not be started a second time.
+    """
+
+    def __init__(self, worker: BinaryIO, process: BinaryIO) -> None:
+        self._worker, self._process = worker, process
+
+    @property
+    def for_process(self) -> int:
+        """The descriptor that is to stay open in the trial's process."""
+        return self._process.fileno()
+
+    def release(self) -> None:
+        fcntl.flock(self._process, fcntl.LOCK_UN)
+        self._process.close()
+        self._worker.close()
 
 
 def _flock(file: BinaryIO, path: Path, how: int) -> None:
     try:
         fcntl.flock(file, how)
-    except BlockingIOError:
-        raise
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise

@@ -31,7 +31,7 @@ def draw_history(found: dict[str, Any], path: Path) -> Path:
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 5), dpi=150, facecolor="white")
-    axes = figure.add_axes((0.09, 0.12, 0.88, 0.70))
+    axes = figure.add_axes((0.09, 0.12, 0.88, 0.68))
     trials = [trial for trial in found["trials"] if trial["score"] is not None]
     complete = [trial for trial in trials if trial["state"] == "complete"]
     pruned = [trial for trial in trials if trial["state"] != "complete"]
@@ -50,7 +50,7 @@ def draw_history(found: dict[str, Any], path: Path) -> Path:
     _style(axes, "trial", found["score"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(-0.6, max(1, len(found["trials"]) - 1) + 0.6)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.1), ncols=4, frameon=False, fontsize=9.5, borderaxespad=0)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.08), ncols=4, frameon=False, fontsize=9.5, borderaxespad=0)
     best_of = found["best"]
     subtitle = f"{found['sweep_dir']}: " + (
         f"best {best_of['score']:.4f} in trial {best_of['trial']}" if best_of else "no trial is complete yet"

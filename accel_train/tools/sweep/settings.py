@@ -11,7 +11,7 @@ from accel_train.config.explain import explain
 from accel_train.config.load import check_config, load_config, read_mapping
 from accel_train.config.schema import RunConfig, Section
 from accel_train.errors import UserError
-from accel_train.tools.sweep.space import Space, as_overrides, as_text, parse_space
+from accel_train.tools.sweep.space import Space, as_overrides, parse_space
 
 
 class SweepSettings(Section):
@@ -77,7 +77,7 @@ def load_sweep(path: str, overrides: list[str], options: dict[str, Any], search:
         raise UserError("\n  ".join([f"{path}: the sweep is not right:", *problems])) from error
     space = parse_space(settings.search)
     if settings.score is not None:
-        overrides = [*overrides, f"evaluation.best_score={as_text(settings.score)}"]
+        overrides = [*overrides, *as_overrides({"evaluation.best_score": settings.score})]
     base = load_config(settings.config, overrides)
     _check_launch(settings)
     _check_scores(base, settings)
@@ -93,7 +93,7 @@ def trial_config(sweep: Sweep, values: dict[str, Any], run_dir: Path) -> RunConf
         complete = sweep.space.with_derived(values)
     except ValueError as error:
         raise UserError(str(error)) from error
-    overrides = [*as_overrides(complete), f"run_dir={as_text(str(run_dir))}"]
+    overrides = [*as_overrides(complete), *as_overrides({"run_dir": str(run_dir)})]
     return check_config(sweep.base.model_dump(), overrides, sweep.settings.config)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from accel_train.config.yaml_text import read_yaml
+from accel_train.config.yaml_text import read_yaml, write_yaml
 from accel_train.errors import UserError
 from accel_train.tools.sweep.expression import Expression, parse_expression
 
@@ -85,8 +85,8 @@ def as_text(value: object) -> str:
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
-    """`key=value`, as they stand on a command line; JSON is YAML."""
-    return [f"{key}={as_text(value)}" for key, value in values.items()]
+    """`key=value`, to be read back as the same values."""
+    return [f"{key}={write_yaml(value)}" for key, value in values.items()]
 
 
 def parse_space(lines: Mapping[str, str]) -> Space:

@@ -17,12 +17,11 @@ from accel_train.config.load import ABSENT, config_changes, leaves, read_mapping
 from accel_train.config.yaml_text import write_yaml
 from accel_train.errors import UserError
 from accel_train.stopping import STOP_FILE, StopRequest
-from accel_train.tools.sweep.locks import Claim, claim, holder_is_dead, locked
+from accel_train.tools.sweep.locks import PROCESS, WORKER, Claim, locked, try_lock
 from accel_train.tools.sweep.settings import Sweep
 from accel_train.tools.sweep.space import Choice, Range, as_text
 
 JOURNAL, LOCK, RECORD = "journal.log", "sweep.lock", "sweep.yaml"
-CLAIM = "sweep_trial.lock"
 NAME = "sweep"
 POLL_SECONDS = 0.5
 FIRST_JUDGED = 2
@@ -85,41 +84,50 @@ def open_study(sweep: Sweep) -> optuna.Study:
 
 
 def take_trial(study: optuna.Study, sweep: Sweep, stop: StopRequest) -> Taken | None:
-    """A trial whose worker has died, else a new one; None when as many as asked for have been started."""
+    """A trial whose worker has died, else a new one.
+
+    None when as many as asked for have been started, or when this worker is asked to stop.
+    """
     for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         folder = trial_folder(sweep, left.number)
-        held = claim(folder / CLAIM)
-        while held is None and holder_is_dead(folder / CLAIM) and stop.signal is None:
-            (folder / STOP_FILE).touch()  # its process trains on without a worker: it shall save and leave
-            time.sleep(POLL_SECONDS)
-            held = claim(folder / CLAIM)
-        if held is None:
+        with locked(
+            sweep.folder / LOCK
+        ):  # a new trial is made and claimed under it, and never looks as if it were left
+            worker = try_lock(folder / WORKER)
+        if worker is None:
             continue
+        while (process := try_lock(folder / PROCESS)) is None:
+            if stop.signal is not None:
+                worker.close()
+                return None
+            (folder / STOP_FILE).touch()  # it trains on without a worker: it shall save and leave
+            time.sleep(POLL_SECONDS)
+        claim = Claim(worker, process)
         if study.get_trials(deepcopy=False)[left.number].state is TrialState.RUNNING:
             study.sampler = _sampler(sweep, left.number)
             trial = Trial(study, left._trial_id)
-            return Taken(trial, _values(trial, sweep), folder, held, is_new=False)
-        held.release()
+            return Taken(trial, _values(trial, sweep), folder, claim, is_new=False)
+        claim.release()
     return _new_trial(study, sweep)
 
 
 def _new_trial(study: optuna.Study, sweep: Sweep) -> Taken | None:
     """One worker at a time counts and samples, so no trial too many is started and each knows of those before it."""
     with locked(sweep.folder / LOCK):
-        number = len(study.get_trials(deepcopy=False))
+        number = sum(trial.state is not TrialState.WAITING for trial in study.get_trials(deepcopy=False))
         if number >= sweep.settings.trials:
             return None
         study.sampler = _sampler(sweep, number)
         if number == 0 and (own := own_values(sweep)) is not None:
-            study.enqueue_trial(own)
+            study.enqueue_trial(own, skip_if_exists=True)
         trial = study.ask()
         folder = trial_folder(sweep, trial.number)
-        held = claim(folder / CLAIM)
-        if held is None:
+        worker, process = try_lock(folder / WORKER), try_lock(folder / PROCESS)
+        if worker is None or process is None:
             raise UserError(
                 f"sweep_dir: {folder} is held by another process, though its trial is new. End that process."
             )
-        return Taken(trial, _values(trial, sweep), folder, held, is_new=True)
+        return Taken(trial, _values(trial, sweep), folder, Claim(worker, process), is_new=True)
 
 
 def trial_folder(sweep: Sweep, number: int) -> Path:

@@ -94,7 +94,7 @@ def _train(taken: Taken, config: RunConfig, sweep: Sweep, reader: ScoreReader, s
         reader,
         behind=lambda scores: report(taken.trial, scores),
         stop=stop,
-        keep_open=taken.claim.descriptor,
+        keep_open=taken.claim.for_process,
         has_launcher=launch is not None,
     )
 
