@@ -137,7 +137,8 @@ class HostCopy:
             memory.view(tensor.dtype)
             for memory, tensor in zip(self._memory.split(sizes), pieces.tensors.values(), strict=True)
         ]
-        torch._foreach_copy_(copies, list(pieces.tensors.values()), non_blocking=self._on_cuda)
+        for copy, tensor in zip(copies, pieces.tensors.values(), strict=True):
+            copy.copy_(tensor, non_blocking=self._on_cuda)
         if self._on_cuda:
             torch.cuda.synchronize()
         self.pieces = Pieces(pieces.file_name, dict(zip(pieces.tensors, copies, strict=True)), pieces.index)
