@@ -20,6 +20,7 @@ from accel_train.judge import evaluate_and_judge
 from accel_train.ledger import StepTaken
 from accel_train.nonfinite import pass_over, too_many
 from accel_train.optim.clip import total_norm
+from accel_train.preflight import preflight
 from accel_train.progress import Meter, step_summary
 from accel_train.resume import about_run
 from accel_train.rollback import roll_back
@@ -40,26 +41,27 @@ def train(config: RunConfig, *, fresh: bool = False, inject: tuple[Fault, ...] =
     engine = build_engine(config)
     stop = StopRequest()
     log = engine.together(lambda: RunLog(Path(config.run_dir), is_main=engine.is_main, rank=engine.rank))
-    with stop.listening():
-        with watched(engine, Path(config.run_dir), config.hang_minutes):
-            try:
-                with lost_ranks(engine):
-                    run = set_up(config, engine, log, stop, fresh=fresh, inject=inject)
-                    if run.is_finished:
-                        say_nothing_to_do(run)
-                    elif engine.is_main:
-                        for line in stop.watch(Path(config.run_dir), config.max_hours):
-                            log.say(line)
-                    with closing(run.checkpoints):
-                        while not run.is_finished:
-                            loop(run)
-                    return run.scores
-            except (UserError, CheckFailed, Stopped) as ending:
-                log.note(str(ending))
-                raise
-            finally:
-                log.close()
-                engine.close()
+    with stop.listening(), watched(engine, Path(config.run_dir), config.hang_minutes):
+        try:
+            with lost_ranks(engine):
+                for line in preflight(engine, config, Path(config.run_dir)):
+                    log.say(line)
+                run = set_up(config, engine, log, stop, fresh=fresh, inject=inject)
+                if run.is_finished:
+                    say_nothing_to_do(run)
+                elif engine.is_main:
+                    for line in stop.watch(Path(config.run_dir), config.max_hours):
+                        log.say(line)
+                with closing(run.checkpoints):
+                    while not run.is_finished:
+                        loop(run)
+                return run.scores
+        except (UserError, CheckFailed, Stopped) as ending:
+            log.note(str(ending))
+            raise
+        finally:
+            log.close()
+            engine.close()
 
 
 def loop(run: Run) -> None:

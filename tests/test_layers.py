@@ -19,7 +19,7 @@ STOREYS = [
     {"config", "ledger", "run_lock"},
     {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "stopping", "prediction_file"},
     {"engine", "tasks", "randomness", "phases", "inject", "first_nonfinite"},
-    {"checkpoint", "step", "evaluate", "advice"},
+    {"checkpoint", "step", "evaluate", "advice", "preflight"},
     {"resume"},
     {"run"},
     {"watch", "agreement", "gradients", "watchdog"},

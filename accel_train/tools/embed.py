@@ -20,6 +20,7 @@ from accel_train.data.pairs import ImageDataset, TextDataset, caption_tokenizer,
 from accel_train.engine.build import build_engine
 from accel_train.engine.engine import Engine
 from accel_train.errors import UserError
+from accel_train.preflight import preflight
 from accel_train.tools.feature_blocks import Block, Part, Parts, about_work, cut_into_blocks, identity_of, remove
 from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.trained import Trained, open_config, open_trained
@@ -66,6 +67,7 @@ def embed(
         raise UserError(f"{source}: the task {config.task} has no features of images and texts to embed.")
     engine = build_engine(config, for_evaluation=True)
     try:
+        preflight(engine, config, None)
         trained = engine.together(lambda: open_trained(source, config, checkpoint=checkpoint))
         assert isinstance(trained.task.config, ContrastiveConfig)
         config = trained.task.config

@@ -19,6 +19,7 @@ from accel_train.engine.build import build_engine
 from accel_train.engine.engine import Engine
 from accel_train.errors import UserError
 from accel_train.models.multimodal import Senses
+from accel_train.preflight import preflight
 from accel_train.resume import initial_weights
 from accel_train.set_up import build_model
 from accel_train.tasks.encoder_features import describe_encoder
@@ -57,6 +58,7 @@ def embed_senses(
     config = _live(open_config(source, overrides), asked)
     engine = build_engine(config, for_evaluation=True)
     try:
+        preflight(engine, config, None)
         model, found = engine.together(lambda: _open(source, config, checkpoint))
         config = _live(found, asked)
         kinds = tuple(kind for kind in MODALITIES if kind in model.aligner)

@@ -14,6 +14,7 @@ from accel_train.engine.build import build_engine
 from accel_train.errors import UserError
 from accel_train.evaluate import evaluate
 from accel_train.prediction_file import check_prediction_file, write_prediction_rows
+from accel_train.preflight import preflight
 from accel_train.progress import score_table
 from accel_train.tools.contact_sheet import Found, contact_sheet
 from accel_train.tools.trained import open_config, open_trained
@@ -48,6 +49,7 @@ def evaluate_command(
         check_prediction_file(Path(predictions))
     engine = build_engine(config, for_evaluation=True)
     try:
+        preflight(engine, config, None)
         trained = open_trained(source, config, checkpoint=checkpoint)
         if predictions is not None and not trained.task.has_prediction_rows:
             raise UserError(

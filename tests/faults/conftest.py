@@ -239,12 +239,14 @@ class Experiment:
         largest_file: int = 0,
         record_samples: Path | None = None,
         poison: dict[str, Any] | None = None,
-        built_in: str = "",
+        built_in: tuple[str, ...] = (),
+        odd: str = "",
     ) -> Ranks:
         """`accel-train train config.yaml ARGUMENTS`, or another command with these arguments alone.
 
         `slow_writes` are seconds for each fsync and rename, `largest_file` is a size in bytes beyond which writes fail.
-        `poison` is explained in fork_server.py, `built_in` names a fault of built_in.py.
+        `poison` is explained in fork_server.py, `built_in` names faults of built_in.py, each for a run,
+        `odd` what is odd about the last rank (odd_rank.py).
         """
         config = self.write_config()
         for old in self.folder.glob("rank*.out"):
@@ -260,7 +262,8 @@ class Experiment:
             "largest_file": largest_file,
             "record_samples": str(record_samples) if record_samples else None,
             "poison": poison,
-            "built_in": built_in,
+            "built_in": list(built_in),
+            "odd": odd,
         }
         return Ranks(self.server, self.server.start(request), self.folder)
 

@@ -26,7 +26,8 @@ import accel_train.tools.evaluation
 import accel_train.tools.export
 import accel_train.train
 from accel_train.cli import main
-from tests.faults.built_in import build_in
+from tests.faults.built_in import run_each
+from tests.faults.odd_rank import ODDITIES
 
 
 def run_rank(request: dict[str, Any], rank: int) -> int:
@@ -51,7 +52,9 @@ def run_rank(request: dict[str, Any], rank: int) -> int:
     if request["step_seconds"]:
         slow_down_steps(request["step_seconds"])
     if request["built_in"]:
-        build_in(request["built_in"])
+        return run_each(request["built_in"], lambda: main(request["argv"]))
+    if request["odd"] and rank == request["world_size"] - 1:
+        ODDITIES[request["odd"]](request)
     return main(request["argv"])
 
 
