@@ -1,10 +1,13 @@
 """Real jobs on a real Slurm: stopped for a time limit, preempted, bereft of a node, and in the end as never stopped."""
 
+import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.faults.conftest import TIMING, Experiment, ForkServer
 from tests.slurm.conftest import Cluster, experiment
@@ -85,3 +88,54 @@ def test_a_job_outlives_its_time_limit_a_preemption_and_a_node(
     words = ["stopped stopped by the file STOP", "stopped stopped by SIGTERM", "done"]
     assert [ending for ending in endings(output) if ending in words] == words, output.read_text()
     assert rows(run) == rows(never_stopped.run_dir)
+
+
+def test_a_user_ends_a_job_for_good(cluster: Cluster, write_config: WriteConfig, page: Page) -> None:
+    """By the file or by scancel: the run saves, and the job is not started again. One rank goes on where four were."""
+    run = write_config("experiment.yaml", "runs/experiment")
+    for comment, state in (("saves and ends", "FAILED"), ("the same in a hurry", "CANCELLED")):
+        before = saved(run)
+        job = cluster.run("accel-train slurm experiment.yaml --nodes 1 --gpus 1 --submit").strip()
+        output = run / f"slurm-{job}.out"
+        cluster.wait_for(lambda before=before: step(run) > before, "a step", output)  # type: ignore[misc]
+        cluster.run(page.line(comment))
+        cluster.wait_for_state(job, state, output=output)
+        assert saved(run) == step(run) > before, output.read_text()
+        assert cluster.about(job)["Restarts"] == "0"
+    assert not (run / "STOP").exists()
+
+
+def test_the_second_phase_begins_when_the_first_is_done(
+    cluster: Cluster, write_config: WriteConfig, page: Page
+) -> None:
+    first = write_config("heads.yaml", "runs/heads", max_steps=4)
+    second = write_config("whole.yaml", "runs/whole", max_steps=4, initialize_from="runs/heads/checkpoints/latest")
+    jobs = cluster.run(page.line("the second when the first")).split()
+    assert len(jobs) == 2
+    cluster.wait_for_state(jobs[1], "COMPLETED", "FAILED", "CANCELLED", output=second / f"slurm-{jobs[1]}.out")
+    assert [cluster.about(job)["JobState"] for job in jobs] == ["COMPLETED", "COMPLETED"]
+    assert (saved(first), saved(second)) == (4, 4)
+    assert "weights from runs/heads/checkpoints/" in (second / "run.log").read_text()
+
+
+def test_workers_of_an_array_share_a_search(cluster: Cluster, write_config: WriteConfig, page: Page) -> None:
+    write_config("trial.yaml", "runs/trial", max_steps=4)
+    search = {"optimizer.towers.image.lr": "log 1e-5 1e-2"}
+    sweep = {"config": "trial.yaml", "sweep_dir": "runs/sweep", "trials": 2, "pruner": "none", "search": search}
+    (cluster.shared / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    job = cluster.run(page.line("two workers on one search")).split()[-1]
+
+    def states() -> set[str]:
+        return set(re.findall(r"JobState=(\w+)", cluster.run(f"scontrol show job {job}")))
+
+    outputs = [cluster.shared / f"sweep_{job}_{task}.out" for task in (0, 1)]
+    cluster.wait_for(lambda: not states() & {"PENDING", "RUNNING", "COMPLETING"}, "the workers to end", *outputs)
+    assert states() == {"COMPLETED"}, "".join(path.read_text() for path in outputs)
+    table = (cluster.shared / "runs" / "sweep" / "trials.csv").read_text()
+    trials = list(csv.DictReader(table.splitlines()))
+    assert len(trials) >= 2
+    assert {trial["state"] for trial in trials} == {"complete"}
+
+
+def test_every_command_of_the_page_was_run(page: Page) -> None:
+    assert page.left == []

@@ -10,6 +10,7 @@ from pathlib import Path
 from accel_train.errors import UserError
 
 DURATION = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?", re.ASCII)
+MOUNTS = Path("/proc/mounts")
 OF_ONE_NODE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 ON_A_DISK = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "f2fs")
@@ -104,7 +105,7 @@ def is_there(program: str) -> bool:
 def _file_system(path: Path) -> str:
     """The kind of file system that a path lies on, as the kernel names it."""
     best = ("", "")
-    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+    for line in MOUNTS.read_text(encoding="utf-8").splitlines():
         _, point, kind, *_ = line.split(" ")
         point = point.replace("\\040", " ")
         if path.is_relative_to(point) and len(point) >= len(best[0]):
