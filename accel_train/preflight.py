@@ -26,7 +26,7 @@ from accel_train.config.load import leaves
 from accel_train.config.schema import RunConfig
 from accel_train.config.tasks import OWN_CLASS
 from accel_train.engine.engine import Engine
-from accel_train.errors import UserError
+from accel_train.errors import NotNow
 from accel_train.rank_names import name_ranks
 
 PACKAGE = Path(__file__).parent
@@ -58,7 +58,7 @@ def preflight(engine: Engine, config: RunConfig, run_dir: Path | None) -> list[s
         *(_unshared(engine, run_dir, hosts) if run_dir is not None else ()),
     ]
     if problems:
-        raise UserError("the ranks of this launch don't fit together, so nothing was started. " + " ".join(problems))
+        raise NotNow("the ranks of this launch don't fit together, so nothing was started. " + " ".join(problems))
     return [
         f"preflight: {engine.world_size} ranks on {len(set(hosts))} hosts share configuration, code, packages, clock and "
         f"folder; {time.monotonic() - began:.2f} s"

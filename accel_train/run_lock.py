@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
-from accel_train.errors import UserError
+from accel_train.errors import NotNow, UserError
 from accel_train.json_text import read_json
 
 BEAT_SECONDS = 5.0
@@ -128,7 +128,7 @@ def _take(path: Path, me: Owner, what: str, say: Callable[[str], None]) -> int:
                 elif time.monotonic() - watched[1] >= STALE_AFTER:
                     is_dead = True
             if is_dead is False:
-                raise UserError(
+                raise NotNow(
                     f"{what}{f' ({found})' if found else ''}, and two would overwrite each other. End it, or choose another "
                     "folder."
                 )

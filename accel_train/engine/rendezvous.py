@@ -11,7 +11,7 @@ from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-de
 
 from accel_train.engine.hosts import FIRST_PORT, NUM_PORTS, check_address, check_size, interface_towards, slurm_step
 from accel_train.engine.launch import Launch
-from accel_train.errors import UserError
+from accel_train.errors import NotNow, UserError
 from accel_train.rank_names import name_ranks
 
 ROLL_CALL_SECONDS = 300.0
@@ -68,7 +68,7 @@ def call_roll(launch: Launch) -> TCPStore | None:
             f"rank 0. ({str(error).splitlines()[0]})"
         )
     if verdict:
-        raise UserError(verdict)
+        raise NotNow(verdict)
     return store
 
 
@@ -108,7 +108,7 @@ def _check_free(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise UserError(
+            raise NotNow(
                 f"MASTER_PORT {port} of {socket.gethostname()} can't be had ({error.strerror}): another job may use it. "
                 f"Choose another one; under Slurm {FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS} differs between jobs."
             ) from error
@@ -122,7 +122,7 @@ def _wait_until_open(launch: Launch, address: str, port: int) -> None:
             return
         except OSError as error:
             if time.monotonic() - since > ROLL_CALL_SECONDS:
-                raise UserError(
+                raise NotNow(
                     f"Rank {launch.rank} on {socket.gethostname()} found nobody at {address}:{port} within "
                     f"{ROLL_CALL_SECONDS:g} s ({error}). Rank 0 waits there: look at its output first. If it does, look at "
                     "MASTER_ADDR and MASTER_PORT, and at what lies between the hosts: a firewall, several networks."
