@@ -47,6 +47,7 @@ class Ranks:
         """The action's result on every rank, or the exception that it ended with."""
 
         def outcome(rank: int) -> Any:
+            threading.current_thread().name = f"rank {rank}"
             try:
                 return action(rank)
             except (UserError, CheckFailed, Crash) as error:

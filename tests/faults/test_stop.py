@@ -79,9 +79,10 @@ def test_two_runs_in_one_folder_are_refused(
     first = run.start(ranks=2, step_seconds=0.2)
     run.wait_for(lambda: run.step() >= 2, first)
     second = run.start(ranks=2)
-    codes = second.wait()
-    assert codes[0] == 2 and codes[1] != 0, codes
-    assert "another process is training in run" in second.output
+    assert second.wait() == [2, 2], second.output
+    said = [line.split("): ", 1)[1] for line in second.output.splitlines() if line.startswith("accel-train (rank")]
+    assert len(said) == 2 and f"another process is training in run (process {first.pids[0]} on " in said[0]
+    assert said[1] == f"on rank 0: {said[0]}"
     assert first.wait() == [0, 0], first.output
     assert run.metrics() == never_killed("ddp", 2).metrics()
 
