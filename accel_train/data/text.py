@@ -16,6 +16,8 @@ from accel_train.errors import UserError
 from accel_train.json_text import read_json
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+TRIAL = "A word, 一个词。"
+"""Read once when a tokenizer is opened: a part that its file promises and lacks shows only then."""
 STRAIGHT_QUOTES = str.maketrans({"“": '"', "”": '"'})
 PRIVATE_USE = re.compile("[\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd]")
 UNKNOWN_CHARACTER = "\ufdd0"
@@ -114,17 +116,21 @@ def open_tokenizer(
     else:
         raise UserError(f"data.tokenizer: {path} is neither a folder with a tokenizer nor a vocabulary file.")
     mask_token = settings.get("mask_token")
+    for name in ("pad_token", "mask_token"):
+        if not isinstance(settings.get(name), str | None):
+            raise UserError(f"data.tokenizer: {path}: {name} is {settings[name]!r}; a token is text.")
     if mask_tokens and (mask_token is None or tokenizer.token_to_id(mask_token) is None):
         raise UserError(
             f"data.augmentation.mask_tokens is {mask_tokens}, but the tokenizer {path} has no mask token. Set it to 0."
         )
     if "pad_token" not in settings:
         raise UserError(f"data.tokenizer: {path} names no pad_token in tokenizer_config.json.")
+    inputs = settings.get("model_input_names")
     return CaptionTokenizer(
         tokenizer,
         pad_token=settings["pad_token"],
         mask_token=mask_token,
-        uses_mask="attention_mask" in settings.get("model_input_names", ["attention_mask"]),
+        uses_mask="attention_mask" in (inputs if isinstance(inputs, list) else ["attention_mask"]),
         max_length=max_length,
         cleaning=cleaning,
     )
@@ -139,14 +145,22 @@ def _from_folder(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
     settings = {key: value.get("content") if isinstance(value, dict) else value for key, value in settings.items()}
     settings = {key: value for key, value in settings.items() if value is not None}
     if (folder / "tokenizer.json").is_file():
-        try:
-            return Tokenizer.from_file(str(folder / "tokenizer.json")), settings
-        except Exception as error:  # the library raises plain Exception for a damaged file
-            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error}).") from error
+        return _from_file(folder / "tokenizer.json"), settings
     if (folder / "vocab.txt").is_file():
         tokenizer = wordpiece(read_vocabulary(folder / "vocab.txt"), settings.get("do_lower_case", True))
         return tokenizer, {"pad_token": PAD, "mask_token": MASK} | settings
     return _converted(folder)
+
+
+def _from_file(path: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.encode(TRIAL)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # plain Exception for a damaged file; a panic of the library isn't even that
+        raise UserError(f"{path}: not a tokenizer ({error}).") from error
+    return tokenizer
 
 
 def _converted(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:

@@ -32,7 +32,7 @@ def read_wav(encoded: bytes) -> tuple[Samples, int]:
         with wave.open(io.BytesIO(encoded)) as file:
             channels, width, rate, count = file.getparams()[:4]
             data = file.readframes(count)
-    except (wave.Error, EOFError, ValueError) as error:
+    except (wave.Error, EOFError, ValueError, RuntimeError) as error:  # the last for parts that end beyond the file
         raise UnreadableAudio(f"not a PCM WAV file ({error or 'it ends too early'})") from error
     if not LOWEST_RATE <= rate <= HIGHEST_RATE or channels <= 0 or width not in (1, 2, 3, 4):
         raise UnreadableAudio(

@@ -35,10 +35,11 @@ def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     row_number = 0
     try:
         for batch in _batches(path):
+            batch.validate(full=True)  # else a damaged file can have memory read that is not the file's
             for row in batch.to_pylist():
                 yield f"{path}: row {row_number}", row
                 row_number += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: dates that are none
         raise UserError(f"{path}: can't be read after row {row_number} ({error}).") from error
 
 
@@ -58,6 +59,5 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         else:
             batches = iter(pa.ipc.open_stream(file))
         for batch in batches:
-            batch.validate(full=True)  # else a damaged file can have memory read that is not the file's
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 yield batch.slice(start, BATCH_ROWS)
