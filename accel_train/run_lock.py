@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
-from accel_train.errors import NotNow, UserError
+from accel_train.errors import NotNow
 from accel_train.json_text import read_json
 
 BEAT_SECONDS = 5.0

@@ -42,9 +42,9 @@ def check_partition(wanted: str | None, time: str, nodes: int) -> None:
     partitions = {}
     default = None
     for line in said.splitlines():
-        name, limit, num_nodes = line.split("|")
+        name, limit, size = line.split("|")
         default = name.rstrip("*") if name.endswith("*") else default
-        partitions[name.rstrip("*")] = (limit, int(num_nodes))
+        partitions[name.rstrip("*")] = (limit, int(size))
     names = wanted.split(",") if wanted else [default] if default else []
     if not names:
         raise UserError(f"--partition: this cluster has no default one. Give one of {', '.join(partitions)}.")
