@@ -25,6 +25,7 @@ from accel_train.checkpoint.files import Reader
 from accel_train.data.arrow_split import FORMAT_VERSION
 from accel_train.data.arrow_writer import SplitWriter
 from accel_train.data.text import caption_vocabulary, save_tokenizer
+from tests.faults.network import TwoHosts
 
 CAPTIONS = ["红色的花", "一只猫", "笑脸", "red flower", "大树", "汽车", "蓝天白云", "三只小猫"]
 TIMING = {"samples_per_second", "waiting_for_data", "memory_gib", "save_stall_seconds", "save_seconds"}
@@ -241,12 +242,15 @@ class Experiment:
         poison: dict[str, Any] | None = None,
         built_in: tuple[str, ...] = (),
         odd: str = "",
+        hosts: TwoHosts | None = None,
+        roll_call_seconds: float = 0.0,
     ) -> Ranks:
         """`accel-train train config.yaml ARGUMENTS`, or another command with these arguments alone.
 
         `slow_writes` are seconds for each fsync and rename, `largest_file` is a size in bytes beyond which writes fail.
         `poison` is explained in fork_server.py, `built_in` names faults of built_in.py, each for a run,
         `odd` what is odd about the last rank (odd_rank.py).
+        `hosts` are those of ranks 0 and 1.
         """
         config = self.write_config()
         for old in self.folder.glob("rank*.out"):
@@ -264,6 +268,9 @@ class Experiment:
             "poison": poison,
             "built_in": list(built_in),
             "odd": odd,
+            "hosts": hosts.names if hosts else None,
+            "address": hosts.ADDRESSES[0] if hosts else None,
+            "roll_call_seconds": roll_call_seconds,
         }
         return Ranks(self.server, self.server.start(request), self.folder)
 

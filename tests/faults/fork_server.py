@@ -22,11 +22,13 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 import transformers.models.chinese_clip.modeling_chinese_clip  # noqa: F401
 
 import accel_train.checkpoint.folders
+import accel_train.engine.rendezvous
 import accel_train.tools.evaluation
 import accel_train.tools.export
 import accel_train.train
 from accel_train.cli import main
 from tests.faults.built_in import run_each
+from tests.faults.network import move_to_host
 from tests.faults.odd_rank import ODDITIES
 
 
@@ -41,6 +43,11 @@ def run_rank(request: dict[str, Any], rank: int) -> int:
         size = str(request["world_size"])
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"])}
+    if request["hosts"]:
+        os.environ |= {"MASTER_ADDR": request["address"]}
+        move_to_host(request["hosts"][rank])
+    if request["roll_call_seconds"]:
+        accel_train.engine.rendezvous.ROLL_CALL_SECONDS = request["roll_call_seconds"]
     if request["largest_file"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], resource.RLIM_INFINITY))
     if request["slow_writes"]:
