@@ -84,14 +84,13 @@ class Cluster:
 
 
 def environment() -> dict[str, str]:
-    """What a user's login shell would have, and gloo's interface: this cluster has no other than loopback."""
+    """What a user's login shell would have."""
     kept = {name: os.environ[name] for name in ("HOME", "LANG", "TERM") if name in os.environ}
     programs = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return kept | {
         "PATH": programs,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
