@@ -14,11 +14,12 @@ from typing import NoReturn
 
 from accel_train import __version__
 from accel_train.commands.data import import_, migrate
+from accel_train.commands.find_lr import find_lr
 from accel_train.commands.machine import doctor, schema
 from accel_train.commands.models import embed, evaluate, export
 from accel_train.commands.slurm import slurm
 from accel_train.commands.sweep import sweep
-from accel_train.commands.training import plan, train
+from accel_train.commands.training import plan, replay, train
 from accel_train.commands.verify import verify
 from accel_train.errors import DONE, OUTCOME_FILE, CheckFailed, Stopped, UserError
 
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "plan": plan,
     "verify": verify,
+    "find-lr": find_lr,
     "sweep": sweep,
     "slurm": slurm,
     "evaluate": evaluate,
@@ -37,6 +39,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "import": import_,
     "migrate": migrate,
     "export": export,
+    "replay": replay,
     "doctor": doctor,
     "schema": schema,
 }

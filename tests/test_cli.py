@@ -117,7 +117,7 @@ def test_train_takes_overrides_around_its_options(calls: Callable[..., list[Any]
     assert cli.main(["train", QUICKSTART, "seed=3", "--fresh", "engine=zero2"]) == 0
     ((config,), options) = recorded[0]
     assert (config.seed, config.engine) == (3, "zero2")
-    assert options == {"fresh": True}
+    assert options == {"fresh": True, "inject": ()}
 
 
 def test_plan(calls: Callable[..., list[Any]]) -> None:

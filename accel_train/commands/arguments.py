@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -59,6 +60,17 @@ def positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"found {text!r}; it must be a whole number above 0")
     return int(text)
+
+
+def rates(text: str) -> list[float]:
+    """Learning rates, divided by commas."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < rate < math.inf for rate in found):
+        raise argparse.ArgumentTypeError(f"found {text!r}; it must be rates above 0, such as 1e-5,1e-4")
+    return found
 
 
 def checkpoint_name(text: str) -> str:

@@ -1,4 +1,4 @@
-"""How far a pass over rows has come: a live bar on a terminal, now and then a plain line elsewhere, both on stderr."""
+"""How far a pass over rows, or steps, has come: a live bar on a terminal, now and then a plain line elsewhere, both on stderr."""
 
 import sys
 import time
@@ -11,9 +11,10 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class RowProgress:
-    """A context: `advance` counts rows. Only the main rank shows it. Standard output stays free for results."""
+    """A context: `advance` counts rows, or what `unit` says. Only the main rank shows it. Standard output stays free for results."""
 
-    def __init__(self, what: str, total: int, *, done: int, shown: bool) -> None:
+    def __init__(self, what: str, total: int, *, done: int, shown: bool, unit: str = "rows") -> None:
+        self.unit = unit
         self.what, self.total, self.done = what, total, done
         self._done_before = done
         self._shown = shown
@@ -33,7 +34,7 @@ class RowProgress:
     def advance(self, rows: int) -> None:
         self.done += rows
         now = time.monotonic()
-        rate = f"{(self.done - self._done_before) / max(now - self._started, 1e-9):.1f} rows/s"
+        rate = f"{(self.done - self._done_before) / max(now - self._started, 1e-9):.1f} {self.unit}/s"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif self._shown and now - self._last_line >= SECONDS_BETWEEN_LINES:
