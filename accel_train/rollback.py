@@ -26,6 +26,7 @@ def roll_back(run: Run, failure: CheckFailed) -> None:
     if found is None:
         raise CheckFailed(f"{failure} There is no checkpoint from before to go back to (checkpoint.save_every).")
     folder, saved = found
+    run.engine.whereabouts.begin("going back to a checkpoint")
     window = interval_in_steps(section.lr_window, run.order.steps_per_epoch)
     going_back = Rollback(state.step, saved["step"], saved["step"] + window, section.lr_factor)
     run.log.say(f"warning: {failure}")

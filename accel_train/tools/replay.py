@@ -98,7 +98,7 @@ def scratch_config(run_dir: str, overrides: list[str], scratch: str) -> RunConfi
         f"run_dir={json.dumps(scratch)}",
         "engine=ddp",
         "zero.offload_optimizer=false",
-        f"checkpoint.save_every={NEVER} steps",
+        f"checkpoint={{save_every: {NEVER} steps}}",
         f"nonfinite={{max_in_a_row: {NEVER}}}",
         "log.trackers=[]",
         "max_hours=null",

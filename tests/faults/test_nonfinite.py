@@ -82,6 +82,23 @@ def test_all_ranks_skip_the_step(experiment: Callable[..., Any], left_out: Any, 
     assert_same(resumed, run)
 
 
+def test_a_loss_scale_is_not_to_blame(experiment: Callable[..., Any]) -> None:
+    """In fp16 a loss that is not a number is no overflow: the scale stays, and the batch is not taken again."""
+    run = experiment("precision=fp16", SHORT)
+    run.finish(poison=poison(BAD))
+    scales = [row["loss_scale"] for row in run.metrics() if "loss_scale" in row]
+    assert scales[3] == scales[4] > 1
+    assert run.state()["skipped"] == [BAD]
+
+
+def test_the_fault_that_can_be_ordered(experiment: Callable[..., Any]) -> None:
+    run = experiment("engine=zero2", SHORT)
+    run.finish("--inject", f"nan:rank=1@{BAD}", ranks=2)
+    said = report(run, BAD)
+    assert (said["first"]["module"], said["first"]["rank"]) == ("the model's outputs", 1)
+    assert run.state()["skipped"] == [BAD]
+
+
 @pytest.mark.parametrize(("engine", "ranks"), [("ddp", 1), ("zero2", 2), ("zero3", 2)])
 def test_the_first_step(experiment: Callable[..., Any], engine: str, ranks: int) -> None:
     """A checkpoint is saved before the optimizer has made its first update."""
