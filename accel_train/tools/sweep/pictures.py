@@ -100,6 +100,7 @@ def draw_importance(found: dict[str, Any], sweep: Sweep, path: Path) -> Path:
 
 def _draw_along(axes: Any, key: str, trials: list[dict[str, Any]], sweep: Sweep, best: dict[str, Any]) -> None:
     part = sweep.space.searched[key]
+    trials = sorted(trials, key=lambda trial: bool(trial["trial"] == best["trial"]))  # the best one on top
     values = [trial["values"][key] for trial in trials]
     if isinstance(part, Choice):
         places: list[float] = [part.texts().index(as_text(value)) for value in values]
