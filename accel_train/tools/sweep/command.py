@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from accel_train.errors import CheckFailed, UserError
+from accel_train.errors import CheckFailed, Stopped, UserError
 from accel_train.tools.sweep.settings import Sweep, load_sweep
 
 
@@ -45,13 +45,16 @@ def sweep_command(
             run_workers(sweep, argv, workers, as_json=as_json)
         else:
             work(sweep, score, console)
-    finally:
+    except (CheckFailed, Stopped):
         if not is_one_of_several:
             _show(sweep, score, console, as_json=as_json)
+        raise
+    if not is_one_of_several:
+        check_found(_show(sweep, score, console, as_json=as_json))
 
 
-def _show(sweep: Sweep, score: str, console: Console, *, as_json: bool) -> None:
-    """The results so far, at a sweep's end or when it was asked to stop."""
+def _show(sweep: Sweep, score: str, console: Console, *, as_json: bool) -> dict[str, Any]:
+    """The results so far, at a sweep's end or when it was asked to stop. Returns the summary."""
     from accel_train.tools.sweep.pictures import draw_pictures
     from accel_train.tools.sweep.results import BEST, TRIALS, summary, table, write_results
     from accel_train.tools.sweep.study import open_study
@@ -62,23 +65,23 @@ def _show(sweep: Sweep, score: str, console: Console, *, as_json: bool) -> None:
     pictures = draw_pictures(found, sweep)
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
-    elif found["trials"]:
+        return found
+    if len(found["trials"]) > found["counts"]["running"]:
         console.print(table(found))
         files = [sweep.folder / TRIALS, *pictures, *([sweep.folder / BEST] if found["best"] else [])]
         console.print("written: " + ", ".join(str(file) for file in files), soft_wrap=True)
-        if running := found["counts"]["running"]:
-            trials = "1 trial is" if running == 1 else f"{running} trials are"
-            console.print(f"{trials} still running in other workers; the last of them shows the whole.", soft_wrap=True)
+    if unfinished := found["counts"]["running"]:
+        trials = "1 trial is" if unfinished == 1 else f"{unfinished} trials are"
+        console.print(f"{trials} not over: run by another worker, or to be taken up by the next one.", soft_wrap=True)
+    return found
 
 
 def check_found(found: dict[str, Any]) -> None:
     """Raises CheckFailed if all trials are over and none is complete."""
     if found["best"] is None and not found["counts"]["running"]:
         reasons = [trial["reason"] for trial in found["trials"] if trial["reason"]]
-        raise CheckFailed(
-            f"none of the {len(found['trials'])} trials is complete"
-            + (f"; the last reason: {reasons[-1]}" if reasons else ".")
-        )
+        last = f"; the last reason: {reasons[-1]}" if reasons else "."
+        raise CheckFailed(f"none of the {len(found['trials'])} trials is complete{last}")
 
 
 def _score(sweep: Sweep) -> str:
