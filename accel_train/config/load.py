@@ -9,6 +9,7 @@ from accel_train.config.explain import explain
 from accel_train.config.overrides import apply_overrides
 from accel_train.config.rules import check_rules
 from accel_train.config.schema import RunConfig
+from accel_train.config.secrets import secrets_in, secrets_in_overrides
 from accel_train.config.tasks import config_class
 from accel_train.config.yaml_text import read_yaml, write_yaml
 from accel_train.errors import UserError
@@ -34,6 +35,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 def check_config(values: dict[str, Any], overrides: list[str] | tuple[str, ...], source: str) -> RunConfig:
     """The configuration that a mapping and overrides make. Changes `values`. Raises UserError as `load_config` does."""
+    secrets = [*secrets_in_overrides(list(overrides)), *secrets_in(values)]
+    if secrets:  # alone: other messages would show values
+        raise _as_error(source, secrets)
     problems = apply_overrides(values, list(overrides))
     try:
         root = config_class(values)
@@ -45,9 +49,13 @@ def check_config(values: dict[str, Any], overrides: list[str] | tuple[str, ...],
     else:
         problems += check_rules(config)
     if problems:
-        count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
-        raise UserError(f"{source}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise _as_error(source, problems)
     return config
+
+
+def _as_error(source: str, problems: list[str]) -> UserError:
+    count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
+    return UserError(f"{source}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

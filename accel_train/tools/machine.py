@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from accel_train.config.secrets import is_secret_name, looks_secret
+
 PACKAGES = ("torch", "accelerate", "transformers", "safetensors", "numpy", "pyarrow", "Pillow", "pydantic")
 EXTRAS = {
     "deepspeed": "deepspeed",
@@ -100,7 +102,8 @@ def launch_variables() -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name in LAUNCH_VARIABLES or name.startswith(LAUNCH_PREFIXES)
+        if (name in LAUNCH_VARIABLES or name.startswith(LAUNCH_PREFIXES))
+        and not (is_secret_name(name) or looks_secret(value))
     }
 
 

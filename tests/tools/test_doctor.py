@@ -107,9 +107,11 @@ def test_cpu_quota(tmp_path: Path) -> None:
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JWT", "secret")  # a token that lets its holder start jobs
+    monkeypatch.setenv("ACCELERATE_LOG", "https://me:secret@host/")
     found = launch_variables()
     assert found["SLURM_JOB_ID"] == "7"
-    assert "HF_TOKEN" not in found
+    assert not {"HF_TOKEN", "SLURM_JWT", "ACCELERATE_LOG"} & found.keys()
 
 
 def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
