@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -254,15 +253,6 @@ def test_that_test_sees_what_is_missing(node: Node, line: str, instead: str) -> 
     script = node.script(ranks=2)
     assert script.count(line) == 1
     assert not passes_signals_on(node, script.replace(line, instead))
-
-
-def test_shellcheck_finds_nothing() -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
-    scripts = [*ROOT.glob("launch/*.sbatch"), *ROOT.glob("launch/*.sh"), *ROOT.glob("tests/slurm/*.sh")]
-    assert len(scripts) >= 5
-    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
 
 
 @pytest.fixture

@@ -36,6 +36,30 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(
         assert run.metrics() == never_killed("ddp", 2).metrics()
 
 
+def test_a_file_stops_all_ranks_and_is_taken_away(
+    experiment: Callable[..., Any], never_killed: Callable[[str, int], Any]
+) -> None:
+    run = experiment("engine=ddp", "checkpoint.save_every=null")
+    running = run.start(ranks=2, step_seconds=0.3)
+    run.wait_for(lambda: run.step() >= 1, running)
+    (run.run_dir / "STOP").touch()
+    assert running.wait() == [REQUEUE, REQUEUE], running.output
+    assert run.steps_on_disk() == [run.step()]
+    assert f"stopped by the file STOP at step {run.step()} of 16" in running.output
+    assert not (run.run_dir / "STOP").exists()
+    run.finish(ranks=2)
+    assert run.metrics() == never_killed("ddp", 2).metrics()
+
+
+def test_every_start_takes_a_step_in_however_few_hours(experiment: Callable[..., Any]) -> None:
+    run = experiment("engine=ddp", "checkpoint.save_every=null", "max_hours=1e-6", "evaluation.evaluate_every=null")
+    for step in (1, 2):
+        running = run.start(ranks=2)
+        assert running.wait() == [REQUEUE, REQUEUE], running.output
+        assert run.state()["step"] == run.step() == step
+        assert f"stopped by max_hours at step {step} of 16" in running.output
+
+
 def test_a_second_interrupt_leaves_at_once(experiment: Callable[..., Any]) -> None:
     run = experiment("checkpoint.save_every=null", "evaluation.evaluate_every=null")
     running = run.start(step_seconds=5.0)

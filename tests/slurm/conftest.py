@@ -34,17 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("distributed"))
 
 
-def why_not() -> str | None:
-    """What this machine lacks for a cluster of its own."""
-    if os.geteuid() != 0:
-        return "a Slurm cluster needs root"
-    if subprocess.run(NAMESPACES, capture_output=True, check=False).returncode != 0:
-        return "a Slurm cluster needs Linux namespaces, and this machine does not let root make them"
-    if shutil.which("apt-get") is None and shutil.which("slurmctld") is None:
-        return "Slurm is not installed, and without apt-get it can't be"
-    return None
-
-
 @dataclass(frozen=True)
 class Cluster:
     """Commands on its login node, and what became of its jobs."""
@@ -97,13 +86,24 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if reason := why_not():
-        pytest.skip(reason)
+def packages() -> None:
+    """Slurm and shellcheck are installed. Where they can't be, CI fails, and other machines skip the tests."""
+    if all(shutil.which(name, path="/usr/bin:/usr/sbin") for name in ("slurmctld", "slurmd", "munged", "shellcheck")):
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip("Slurm and shellcheck are not installed, which takes root and apt-get")
     installed = subprocess.run(["bash", str(HERE / "install.sh")], capture_output=True, text=True, check=False)
     if installed.returncode != 0 and "CI" not in os.environ:
         pytest.skip(f"Slurm can't be installed: {installed.stderr.strip()[-300:]}")
     assert installed.returncode == 0, installed.stderr
+
+
+@pytest.fixture(scope="session")
+def cluster(packages: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if os.geteuid() != 0:
+        pytest.skip("a Slurm cluster of one's own takes root")
+    if subprocess.run(NAMESPACES, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a Slurm cluster of one's own takes Linux namespaces, which root can't make here")
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
     cluster.control("start", str(cluster.folder), "2")
     make_dataset(cluster.shared / "dataset")
