@@ -1,12 +1,15 @@
-"""Faults of trainers, built into ours on purpose, for `verify` to find. Each is what a widespread tool does, or nearly did.
+"""Faults of trainers, built into ours on purpose for `verify` to find: each is what a widespread tool does, or did."""
 
-A fork of the server is changed for good, so nothing is ever taken back.
-"""
-
+import os
+import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
 import accel_train.gradients
@@ -15,7 +18,7 @@ import accel_train.tools.verify.launched
 from accel_train.data import loader
 from accel_train.data.order import rank_share
 from accel_train.engine.engine import Engine
-from accel_train.engine.plain import DataParallel, TorchOptimizerEngine
+from accel_train.engine.plain import TorchOptimizerEngine
 from accel_train.engine.zero import Zero
 from accel_train.gradients import Share
 from accel_train.randomness import forward_randomness
@@ -202,14 +205,14 @@ def frozen_moves() -> None:
 
 def ranks_drift() -> None:
     """A rank's weights change without the others'."""
-    step = DataParallel.step
+    step = TorchOptimizerEngine.step
 
     def drifted(engine: Engine) -> None:
         step(engine)
         if engine.rank == 1:
             next(p for p in engine.bare_model().parameters() if p.requires_grad).data.mul_(1.001)
 
-    DataParallel.step = drifted  # type: ignore[method-assign]
+    TorchOptimizerEngine.step = drifted  # type: ignore[method-assign]
 
 
 def samples_twice() -> None:
@@ -223,6 +226,39 @@ def samples_twice() -> None:
     loader.rank_share = of_rank_0
 
 
-def build_in(name: str) -> None:
-    """Changes this process by the fault of that name."""
-    globals()[name]()
+CHANGED: list[tuple[Any, str]] = [
+    (accel_train.gradients, "forward_backward"),
+    (accel_train.step, "_surrogate"),
+    (accel_train.step, "cached"),
+    (accel_train.tools.verify.launched, "set_learning_rates"),
+    (loader, "rank_share"),
+    (Engine, "backward"),
+    (Share, "draw"),
+    (TorchOptimizerEngine, "step"),
+    (Zero, "_check_active"),
+    (Zero, "set_sync"),
+]
+"""All that the faults put others in the place of."""
+
+
+def run_each(names: list[str], run: Callable[[], int]) -> int:
+    """Runs a command once with each of the faults, in one process; the empty name is none. Prints the exit codes."""
+    right = [(owner, name, vars(owner)[name]) for owner, name in CHANGED]
+    for fault in names:
+        if fault:
+            globals()[fault]()
+        with mock.patch.object(Engine, "close"):  # the ranks stay connected
+            code = run()
+        sys.stderr.flush()
+        print(f"{END_OF_RUN}{fault or 'nothing'} {code}", flush=True)
+        for owner, name, value in right:
+            setattr(owner, name, value)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    dist.barrier()
+    sys.stdout.flush()
+    return 0
+
+
+END_OF_RUN = "=== exit code with "

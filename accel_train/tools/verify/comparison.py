@@ -45,6 +45,8 @@ class GroupReading:
     weight_decay: tuple[float, float]
     max_grad_norm: tuple[float | None, float | None]
     gradient: Closeness
+    gradient_without_temperature: Closeness | None
+    """None where the group holds nothing else."""
     update: Closeness
     """Of the weights' change to the one that torch's optimizer makes from the launch's own gradient."""
     state: Closeness
@@ -107,6 +109,11 @@ def compare(run: Run, launched: Launched, plain: PlainGradients, update: PlainUp
     floor = NOISE_FLOOR * max(norms)
     temperatures = [name for name in plain.gradients if name.rpartition(".")[2] == TEMPERATURE]
     scale = scale_asked(run, launched.step)
+
+    def of_gradients(names: Iterable[str]) -> Closeness | None:
+        wanted = {name: plain.gradients[name] for name in names}
+        return closeness([found[name] for name in wanted], wanted.values(), floor=floor) if wanted else None
+
     groups = []
     for planned, applied in zip(run.plan.groups, launched.groups, strict=True):
         names = planned.param_names
@@ -120,9 +127,8 @@ def compare(run: Run, launched: Launched, plain: PlainGradients, update: PlainUp
                 lr=(planned.lr * scale, applied["lr"]),
                 weight_decay=(planned.weight_decay, applied["weight_decay"]),
                 max_grad_norm=(planned.max_grad_norm, applied["max_grad_norm"]),
-                gradient=closeness(
-                    [found[name] for name in names], [plain.gradients[name] for name in names], floor=floor
-                ),
+                gradient=closeness([found[n] for n in names], [plain.gradients[n] for n in names], floor=floor),
+                gradient_without_temperature=of_gradients(n for n in names if n not in temperatures),
                 update=closeness(moved, wanted, slack=ROUNDING * weight_norm),
                 state=closeness(_states(launched.state, names), _states(update.state, names)),
                 update_to_weight=_norm(moved) / weight_norm if weight_norm else math.inf,
@@ -133,11 +139,7 @@ def compare(run: Run, launched: Launched, plain: PlainGradients, update: PlainUp
         world_size=launched.world_size,
         num_micro_batches=launched.num_micro_batches,
         groups=groups,
-        temperature=closeness(
-            [found[name] for name in temperatures], [plain.gradients[name] for name in temperatures], floor=floor
-        )
-        if temperatures
-        else None,
+        temperature=of_gradients(temperatures),
         losses=(sum(launched.losses.values()), sum(plain.losses.values())),
         same_samples=launched.sample_ids == plain.sample_ids,
         num_samples=len(launched.sample_ids),

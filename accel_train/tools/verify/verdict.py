@@ -63,55 +63,60 @@ def named(names: Iterable[str]) -> str:
 def _of_gradients(reading: Reading, tolerance: Tolerance) -> list[str]:
     wrong = [group for group in reading.groups if _is_off(group.gradient, tolerance.gradient)]
     temperature = reading.temperature
-    if not wrong and not (temperature and _is_off(temperature, tolerance.gradient)):
+    if not wrong and (temperature is None or not _is_off(temperature, tolerance.gradient)):
         return []
+    rest = [group.gradient_without_temperature for group in reading.groups]
+    cause = _cause(reading, [found for found in rest if found is not None and _is_off(found, tolerance.gradient)])
     if not wrong:
-        assert temperature is not None
-        return [f"the gradient of the temperature is {temperature.ratio:.4g} × the right one: {_cause(reading, wrong)}"]
+        return [f"the gradient of the temperature: {cause}"]
     worst = max(wrong, key=lambda group: _size(group.gradient.error))
     return [
         f"the gradient of {named(group.name for group in wrong)} (worst, {worst.name}: relative error "
         f"{worst.gradient.error:.3g}, {worst.gradient.ratio:.4g} × the right length, cosine {worst.gradient.cosine:.4f}): "
-        f"{_cause(reading, wrong)}"
+        f"{cause}"
     ]
 
 
-def _cause(reading: Reading, wrong: list[GroupReading]) -> str:
-    """The known fault that leaves such gradients."""
-    ranks, cuts, temperature = reading.world_size, reading.num_micro_batches, reading.temperature
-    if not all(math.isfinite(group.gradient.error) for group in wrong):
+def _cause(reading: Reading, wrong: list[Closeness]) -> str:
+    """The known fault that leaves such gradients. `wrong` are those of groups that are off, without the temperature."""
+    ranks, cuts = reading.world_size, reading.num_micro_batches
+    if not all(math.isfinite(found.error) for found in wrong):
         return "not finite. One rank's NaN becomes every rank's by the reduction: decide on all ranks before the update"
-    shared = 1.0 if temperature is None else temperature.ratio
-    lengths = [group.gradient.ratio for group in wrong]
-    if temperature is not None and not _like(shared, 1) and _others_are_right(reading, wrong):
-        if cuts > 1 and _like(shared, cuts):
-            return (
-                "the temperature's gradient is counted once for each micro-batch; it belongs to the whole batch, once"
-            )
-        if ranks > 1 and _like(shared, ranks):
-            return "the temperature's gradient is counted once for each rank"
-        return "the temperature alone is wrong: treat it as an output of the model, like the features"
-    if any(group.gradient.cosine < ALIGNED for group in wrong):
+    shared = 1.0 if reading.temperature is None else reading.temperature.ratio
+    if not wrong:
+        return _cause_of_temperature(shared, ranks, cuts)
+    if any(found.cosine < ALIGNED for found in wrong):
         return _cause_of_direction(reading)
-    if ranks > 1 and all(_like(length, 1 / ranks) for length in lengths):
-        if temperature is not None and _like(shared, 1):
+    lengths = [found.ratio for found in wrong]
+    if ranks > 1 and _all_like(lengths, 1 / ranks):
+        if reading.temperature is not None and _like(shared, 1):
             return "features were gathered without gradient: towers get 1/ranks of it, and the temperature all of it"
         return "gradients are averaged over ranks where they must be summed" + _or_cuts(ranks, cuts)
-    if cuts > 1 and all(_like(length, 1 / cuts) for length in lengths):
+    if cuts > 1 and _all_like(lengths, 1 / cuts):
         return "accumulation divides by the number of micro-batches a loss that was divided already"
-    if ranks > 1 and all(_like(length, ranks) for length in lengths):
+    if ranks > 1 and _all_like(lengths, ranks):
         return "gradients are multiplied by the number of ranks once too often"
-    if cuts > 1 and all(_like(length, cuts) for length in lengths):
+    if cuts > 1 and _all_like(lengths, cuts):
         return "gradients are added up once for each micro-batch"
     if all(length == 0 for length in lengths):
         return "no gradient arrived: the accumulation boundary was not set on the last backward pass"
     return "no known fault leaves this mark, if it is not rounding (--tolerance)"
 
 
+def _cause_of_temperature(ratio: float, ranks: int, cuts: int) -> str:
+    if not math.isfinite(ratio):
+        return "the temperature's gradient is not finite"
+    counted = [what for what, number in (("micro-batch", cuts), ("rank", ranks)) if number > 1 and _like(ratio, number)]
+    if counted:
+        return f"the temperature's is counted once for each {' or '.join(counted)}; it belongs to the whole batch, once"
+    return f"the temperature's is {ratio:.4g} × the right one: treat it as an output of the model, like the features"
+
+
 def _cause_of_direction(reading: Reading) -> str:
     if _differs(*reading.losses, 1e-3):
         return "the loss was taken over a part of the batch: each rank, or each micro-batch, compared its own samples alone"
-    if reading.draws:
+    # The temperature's gradient comes from the first pass alone, so other draws in the second one leave it right.
+    if reading.draws and (reading.temperature is None or _like(reading.temperature.ratio, 1)):
         return "the second pass drew other random numbers than the first: the random state was not replayed"
     if reading.num_micro_batches > 1:
         return (
@@ -119,12 +124,6 @@ def _cause_of_direction(reading: Reading) -> str:
             "backward pass, and to no other"
         )
     return "gradients of some ranks are missing from the sum"
-
-
-def _others_are_right(reading: Reading, wrong: list[GroupReading]) -> bool:
-    """Whether nothing but the temperature explains the wrong groups: at most one of them, and the largest one is right."""
-    largest = max(reading.groups, key=lambda group: _size(group.gradient.norm))
-    return len(wrong) <= 1 and (largest not in wrong or len(reading.groups) == 1)
 
 
 def _or_cuts(ranks: int, cuts: int) -> str:
@@ -178,7 +177,7 @@ def _cause_of_update(reading: Reading, wrong: list[GroupReading]) -> str:
     if not _like(reading.clipped_norm, 1) and all(_like(ratio * reading.clipped_norm, 1) for ratio in seen):
         return "the engine clips the gradient to norm 1.0 by itself; set its own clipping to 0"
     lengths = [group.update.ratio for group in wrong]
-    if reading.world_size > 1 and all(_like(length, reading.world_size) for length in lengths):
+    if reading.world_size > 1 and _all_like(lengths, reading.world_size):
         return "the learning rate in force is multiplied by the number of ranks"
     if all(length == 0 for length in lengths):
         return "the weights did not move"
@@ -200,6 +199,10 @@ def _differs(found: float, wanted: float, tolerance: float) -> bool:
 
 def _like(found: float, wanted: float, tolerance: float = NEAR) -> bool:
     return math.isclose(found, wanted, rel_tol=tolerance)
+
+
+def _all_like(found: list[float], wanted: float) -> bool:
+    return all(_like(value, wanted) for value in found)
 
 
 def _size(value: float) -> float:
