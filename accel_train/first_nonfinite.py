@@ -1,7 +1,7 @@
 """Which module of a model is the first to give, or to pass back, what is not finite: found by hooks in a repeated step."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -87,8 +87,10 @@ def watching(model: nn.Module, rank: int) -> Iterator[Watch]:
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(partial(watch._takes, name), with_kwargs=True))
         handles.append(module.register_forward_hook(partial(watch._gave, name), with_kwargs=True))
+    # What is compiled would be compiled anew because of the hooks; where nothing is, the compiler need not even be loaded.
+    is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
     try:
-        with torch.compiler.set_stance("force_eager"):  # what is compiled already does not see new hooks
+        with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
             yield watch
     finally:
         for handle in handles:

@@ -36,6 +36,11 @@ class Culprit(nn.Module):
         return Bad.apply(values) if backward else values
 
 
+class RootOfNegative(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return (-1 - values.square()).sqrt()
+
+
 class Residual(nn.Module):
     """As in a transformer: what it takes goes to its first module and past it."""
 
@@ -108,6 +113,15 @@ def test_the_earliest_of_all_ranks_is_the_cause() -> None:
     """A feature that is not finite spoils the loss, and so the gradients of every rank."""
     others = [Sighting("loss", rank=0), Sighting("forward", "a", "A", 2, 1), Sighting("forward", "b", "B", 1, 1)]
     assert min(others, key=lambda sighting: sighting.place).module == "b"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the compiler itself
+def test_a_compiled_block_is_looked_into() -> None:
+    torch.compiler.reset()
+    model = Model(RootOfNegative())
+    model.block.inner.compile(backend="eager")
+    model(torch.randn(5, 4))
+    assert seen(model).module == "block.inner.1"
 
 
 def test_hooks_are_gone_afterwards() -> None:

@@ -16,6 +16,7 @@ from accel_train.checkpoint.rollbacks import (
 )
 from accel_train.checkpoint.state import TrainState, num_updates, state_of
 from accel_train.errors import UserError
+from tests.checkpoint.stand_in import Run, some_tensors
 
 FIRST = Rollback(at=10, to=6, until=9, lr_factor=0.5)
 SECOND = Rollback(at=9, to=8, until=12, lr_factor=0.1)
@@ -81,3 +82,21 @@ def test_skipped_steps_are_no_updates() -> None:
 def test_the_state_of_a_checkpoint_has_its_rollbacks() -> None:
     state = TrainState(step=7, skipped=[2, 5], rollbacks=[FIRST])
     assert state_of(json.loads(json.dumps(asdict(state)))) == state
+
+
+def test_the_last_good_checkpoint_outlives_a_bad_row_and_then_takes_its_place(tmp_path: Path) -> None:
+    run = Run(tmp_path, some_tensors(), ranks=2, keep_last=1)
+    for step, in_a_row in [(3, 0), (6, 0), (7, 1), (8, 2)]:
+        run.save(step, skipped_in_a_row=in_a_row)
+    folders = ["step_00000006", "step_00000007", "step_00000008"]
+    assert run.names() == ["latest", *folders]
+
+    def go_back(rank: int) -> str:
+        found = run.checkpoints[rank].newest_valid(lambda saved: saved["skipped_in_a_row"] == 0)
+        assert found is not None
+        run.checkpoints[rank].load(found[0], state_of(found[1]), run.plan)
+        return found[0].name
+
+    assert run.ranks.run(go_back) == ["step_00000006"] * 2
+    assert run.names() == ["latest", "step_00000006"]
+    assert (run.root / "latest").resolve().name == "step_00000006"
