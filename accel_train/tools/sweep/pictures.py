@@ -116,7 +116,7 @@ def _draw_along(axes: Any, key: str, trials: list[dict[str, Any]], sweep: Sweep,
         )
     colours = [RED if trial["trial"] == best["trial"] else BLUE for trial in trials]
     scores = [trial["score"] for trial in trials]
-    axes.scatter(places, scores, s=22, c=colours, alpha=0.85, edgecolors="white", linewidths=0.5)
+    axes.scatter(places, scores, s=22, c=colours, edgecolors="white", linewidths=0.5)
     _style(axes, None, None)
     axes.tick_params(labelsize=8)
     axes.yaxis.get_major_locator().set_params(nbins=3)

@@ -125,8 +125,8 @@ def table(found: dict[str, Any]) -> Table:
 
 
 def short_names(keys: list[str]) -> list[str]:
-    """For each dotted key as many of its last parts as tell it from the others."""
-    ends = [[".".join(key.split(".")[-count:]) for count in range(1, key.count(".") + 2)] for key in keys]
+    """For each dotted key its last two parts, or as many more as tell it from the others."""
+    ends = [[".".join(key.split(".")[-count:]) for count in range(2, max(2, key.count(".") + 1) + 1)] for key in keys]
     every = [end for those in ends for end in those]
     return [next((end for end in those if every.count(end) == 1), those[-1]) for those in ends]
 
