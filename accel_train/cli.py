@@ -22,6 +22,7 @@ from accel_train.commands.sweep import sweep
 from accel_train.commands.training import plan, replay, train
 from accel_train.commands.verify import verify
 from accel_train.errors import DONE, OUTCOME_FILE, CheckFailed, Stopped, UserError
+from accel_train.visible import visible
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except (UserError, CheckFailed, Stopped) as error:
-        print(f"{_speaker()}: {error}", file=sys.stderr)
+        print(f"{_speaker()}: {visible(str(error))}", file=sys.stderr)
         _leave_outcome(error.outcome, str(error))
         return error.exit_code
     except KeyboardInterrupt:

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
+from rich.markup import escape
 from rich.table import Table
+
+from accel_train.visible import visible
 
 Item = TypeVar("Item")
 
@@ -91,7 +94,7 @@ def score_table(scores: dict[str, float], title: str) -> Table:
         else:
             rows.setdefault(name, {})["value"] = value
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=escape(visible(title)), title_justify="left", title_style="bold")
     table.add_column("score, %")
     for column in columns:
         table.add_column(column, justify="right")

@@ -25,6 +25,7 @@ from rich.progress import (
 from accel_train.errors import UserError
 from accel_train.ledger import Ledger
 from accel_train.run_lock import RunLock
+from accel_train.visible import visible
 
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "run.log"
@@ -117,13 +118,13 @@ class RunLog:
     def say(self, message: str) -> None:
         """One line from rank 0, on the terminal and in run.log."""
         if self.is_main:
-            self._print(message, markup=False, soft_wrap=True)
+            self._print(visible(message), markup=False, soft_wrap=True)
             self.note(message)
 
     def note(self, message: str) -> None:
         """A line in run.log alone, for what the terminal is told in another way."""
         if self._log is not None:
-            self._write(self._log, f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
+            self._write(self._log, f"{datetime.now():%Y-%m-%d %H:%M:%S} {visible(message)}\n")
 
     def show(self, thing: RenderableType) -> None:
         """A table or another rich object from rank 0."""
@@ -136,10 +137,10 @@ class RunLog:
     def warn(self, message: str) -> None:
         """A line from any rank, marked with it: other ranks speak only when they have something of their own to say."""
         if self.is_main:
-            self._print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
+            self._print(f"[yellow]warning:[/yellow] {escape(visible(message))}", soft_wrap=True)
             self.note(f"warning: {message}")
         else:
-            print(f"rank {self.rank}: warning: {message}", file=sys.stderr, flush=True)
+            print(f"rank {self.rank}: warning: {visible(message)}", file=sys.stderr, flush=True)
 
     def start_progress(self, total_steps: int, done: int) -> None:
         """A live bar on a terminal; in a file, `progress` writes plain lines instead."""

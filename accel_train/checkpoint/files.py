@@ -125,7 +125,7 @@ def _names_files(records: Any) -> bool:
 
 
 def _is_plain(name: str) -> bool:
-    return Path(name).name == name and name != ".." and "\0" not in name
+    return Path(name).name == name and name not in ("", "..") and "\0" not in name
 
 
 def check_files(folder: Path, state: dict[str, Any], share: slice = slice(None)) -> None:

@@ -8,6 +8,7 @@ from accel_train.data.arrow_writer import SplitWriter, content_key
 from accel_train.data.readers.records import BadRecord, ImageRecord, Record, TextRecord
 from accel_train.data.transforms import UnreadableImage, decode, open_image
 from accel_train.errors import UserError
+from accel_train.visible import visible
 
 MAX_LISTED = 100
 """Bad records that are listed; the rest is only counted."""
@@ -26,7 +27,7 @@ class BadRecords:
     def add(self, where: str, reason: str) -> None:
         self.count += 1
         if len(self.listed) < MAX_LISTED:
-            self.listed.append(f"{where}: {reason}")
+            self.listed.append(visible(f"{where}: {reason}"))
 
     def refuse_beyond(self, allowed: int, source: str) -> None:
         """Raises UserError, with the list, if there are more than `--max-bad-records`."""
