@@ -189,8 +189,7 @@ def _check_same(sweep: Sweep) -> None:
     path = sweep.folder / RECORD
     settings = sweep.settings
     base = {key: value for key, value in sweep.base.model_dump(mode="json").items() if key != "run_dir"}
-    search = {key.replace(".", "/"): form for key, form in settings.search.items()}
-    mine = {"pruner": settings.pruner, "seed": settings.seed, "search": search, "config": base}
+    mine = {"pruner": settings.pruner, "seed": settings.seed, "search": settings.search, "config": base}
     if not path.exists():
         if (sweep.folder / JOURNAL).exists() or (sweep.folder / "metrics.jsonl").exists():
             raise UserError(f"sweep_dir: {sweep.folder} holds something else than a sweep. Choose another folder.")
@@ -201,7 +200,7 @@ def _check_same(sweep: Sweep) -> None:
     changes = config_changes(read_mapping(path), mine)
     if changes:
         listed = "; ".join(
-            f"{key.replace('/', '.')} {'was absent' if old == ABSENT else f'was {old!r}'}, "
+            f"{key} {'was absent' if old == ABSENT else f'was {old!r}'}, "
             f"{'is absent' if new == ABSENT else f'is {new!r}'}"
             for key, old, new in changes
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,8 @@ OUTPUT, OUTCOME = "sweep_trial.log", "sweep_trial.outcome"
 POLL_SECONDS = 0.5
 LONGEST_REASON = 400
 """Characters."""
+EXCEPTION = re.compile(r"(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b(?:: .*|:?$))")
+LAUNCHERS_OWN = re.compile(r".*\b(?:ChildFailedError|CalledProcessError)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +146,12 @@ def in_words(code: int) -> str:
 
 
 def last_words(output: str) -> str:
-    """The last line that a program printed, for one that ended without a word of its own."""
+    """For a program that ended without a word of its own: its last exception that is not a launcher's, or its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return _short(lines[-1]) if lines else "it printed nothing"
+    errors = [found[1] for line in lines if (found := EXCEPTION.match(line)) and not LAUNCHERS_OWN.match(found[1])]
+    if errors or lines:
+        return _short([*lines[-1:], *errors][-1])
+    return "it printed nothing"
 
 
 def _short(text: str) -> str:

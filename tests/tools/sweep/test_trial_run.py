@@ -119,4 +119,9 @@ def test_words():
     assert in_words(-15) == "killed by SIGTERM"
     assert in_words(2) == "exit code 2"
     assert last_words("a\n b \n\n") == "b"
+    launched = "[rank1]: torch.OutOfMemoryError: CUDA out of memory.\nW1122 Sending SIGTERM\n"
+    launched += "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=======\n"
+    assert last_words(launched) == "torch.OutOfMemoryError: CUDA out of memory."
+    assert last_words("ValueError: inner\nDuring handling ...\nKeyError: 'outer'\n") == "KeyError: 'outer'"
+    assert last_words("Killed\n") == "Killed"
     assert len(last_words("x" * 9999)) == 400
