@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +136,22 @@ def test_workers_of_an_array_share_a_search(cluster: Cluster, write_config: Writ
     trials = list(csv.DictReader(table.splitlines()))
     assert len(trials) >= 2
     assert {trial["state"] for trial in trials} == {"complete"}
+
+
+def test_a_worker_that_is_cancelled_stays_away(cluster: Cluster) -> None:
+    """Although it saves and ends with the exit code that asks for a requeue."""
+    worker = cluster.shared / "worker"
+    worker.write_text("#!/bin/bash\ntrap 'echo saved; exit 75' TERM\nwhile :; do sleep 0.1; done\n")
+    worker.chmod(0o755)
+    line = "PROGRAM=./worker sbatch --parsable --array=0-0 --output=worker.out launch/sweep.sbatch sweep.yaml"
+    job = cluster.run(line).strip()
+    cluster.wait_for_state(job, "RUNNING", output=cluster.shared / "worker.out")
+    time.sleep(1)  # for the worker to be there
+    cluster.run(f"scancel {job}")
+    said = cluster.shared / "worker.out"
+    cluster.wait_for(lambda: "worker" in said.read_text() and "saved" in said.read_text(), "its end", said)
+    cluster.wait_for_state(job, "CANCELLED", output=said)
+    assert cluster.about(job)["Restarts"] == "0"
 
 
 def test_every_command_of_the_page_was_run(page: Page) -> None:

@@ -61,11 +61,13 @@ def check_partition(wanted: str | None, time: str, nodes: int) -> None:
             raise UserError(f"--nodes: {nodes}, but partition {name} has {num_nodes}.")
 
 
-def check_script(script: str) -> None:
-    """Lets Slurm judge the whole request, account and GPUs included, without queueing it. Raises UserError."""
+def doubts_of_slurm(script: str) -> str | None:
+    """What Slurm itself, account and GPUs included, would say of this request now. None: it would take it.
+
+    A warning only: it says no to nodes that are drained today, too.
+    """
     done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise UserError(f"Slurm would refuse this job: {_last_line(done.stderr)}. Change what it names.")
+    return None if done.returncode == 0 else f"Slurm could not run this job as it is now: {_last_line(done.stderr)}."
 
 
 def check_run_dir(run_dir: Path) -> str | None:
@@ -95,7 +97,10 @@ def check_run_dir(run_dir: Path) -> str | None:
 
 def submit(script: Path) -> str:
     """The new job's number. Raises UserError if Slurm refuses it."""
-    return _ask("sbatch", "--parsable", str(script)).partition(";")[0].strip()
+    done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(f"Slurm refuses this job: {_last_line(done.stderr)}. Change what it names.")
+    return done.stdout.partition(";")[0].strip()
 
 
 def is_there(program: str) -> bool:

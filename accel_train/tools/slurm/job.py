@@ -11,7 +11,7 @@ from accel_train.errors import UserError
 from accel_train.tools.slurm.checks import (
     check_partition,
     check_run_dir,
-    check_script,
+    doubts_of_slurm,
     is_there,
     seconds,
     submit,
@@ -52,10 +52,10 @@ def slurm(config: RunConfig, path: str, overrides: list[str], asked: Asked, *, s
         check_partition(asked.partition, asked.time, asked.nodes)
     else:
         warnings.append("partition and time limit are not checked, since sinfo is not installed here.")
-    if is_there("sbatch"):
-        check_script(script)
-    elif submitting:
+    if submitting and not is_there("sbatch"):
         raise UserError("--submit: sbatch is not installed here. Print the script, and submit it on the cluster.")
+    if not submitting and is_there("sbatch") and (doubts := doubts_of_slurm(script)):
+        warnings.append(doubts)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     job = None

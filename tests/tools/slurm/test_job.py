@@ -102,6 +102,14 @@ def test_away_from_a_cluster_the_script_comes_with_a_warning(run: Run, programs:
     assert "not checked, since sinfo is not installed here" in errors
 
 
+def test_what_slurm_would_say_today_is_a_warning(run: Run, programs: Callable[..., None]) -> None:
+    """It says no to nodes that are drained for an hour, too."""
+    programs(sinfo=SINFO, sbatch="echo 'Requested node configuration is not available' >&2; exit 1")
+    code, script, errors = run("--gpus", "1")
+    assert code == 0 and script
+    assert "Slurm could not run this job as it is now: Requested node configuration is not available." in errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "programs_there", "words"),
     [
@@ -116,7 +124,11 @@ def test_away_from_a_cluster_the_script_comes_with_a_warning(run: Run, programs:
         ([], {}, "one of the arguments --gpus --cpu-ranks is required"),
         (["--gpus", "1", "seed=x"], {}, "seed: found 'x'"),
         (["--gpus", "1"], {"sinfo": "echo down >&2; exit 1"}, "`sinfo -h -o %P|%l|%D` failed: down"),
-        (["--gpus", "1"], {"sbatch": "echo 'sbatch: error: Invalid account' >&2; exit 1"}, "Invalid account"),
+        (
+            ["--gpus", "1", "--submit"],
+            {"sbatch": "echo 'error: Invalid account' >&2; exit 1"},
+            "refuses this job: error: Inv",
+        ),
     ],
 )
 def test_what_can_t_run_is_refused(
