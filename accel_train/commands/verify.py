@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from pathlib import Path
 
 from accel_train.commands.arguments import OVERRIDES_HELP, make_parser, positive
 from accel_train.errors import UserError
@@ -49,6 +50,8 @@ def verify(argv: list[str]) -> None:
     from accel_train.tools.trained import open_config
 
     config = open_config(arguments.source, arguments.overrides)
+    if Path(arguments.source).is_dir():  # wherever it lies now
+        config = config.model_copy(update={"run_dir": arguments.source})
     if arguments.resume:
         from accel_train.tools.verify.resume_check import verify_resume
 

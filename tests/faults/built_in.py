@@ -1,9 +1,11 @@
 """Faults of trainers, built into ours on purpose for `verify` to find: each is what a widespread tool does, or did."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -16,7 +18,7 @@ import accel_train.gradients
 import accel_train.step
 import accel_train.tools.verify.launched
 from accel_train.data import loader
-from accel_train.data.order import rank_share
+from accel_train.data.order import Order, rank_share
 from accel_train.engine.engine import Engine
 from accel_train.engine.plain import TorchOptimizerEngine
 from accel_train.engine.zero import Zero
@@ -226,6 +228,27 @@ def samples_twice() -> None:
     loader.rank_share = of_rank_0
 
 
+def other_order() -> None:
+    """A release that deals the samples out otherwise."""
+    rows = Order.rows
+
+    def turned(order: Order, step: int) -> Any:
+        return rows(order, step)[::-1]
+
+    Order.rows = turned  # type: ignore[method-assign]
+
+
+def other_pixels() -> None:
+    """The same samples, with other content."""
+    to_device = Engine.to_device
+
+    def darkened(engine: Engine, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        moved = to_device(engine, batch)
+        return {name: column // 2 if name == "pixel_values" else column for name, column in moved.items()}
+
+    Engine.to_device = darkened  # type: ignore[method-assign]
+
+
 CHANGED: list[tuple[Any, str]] = [
     (accel_train.gradients, "forward_backward"),
     (accel_train.step, "_surrogate"),
@@ -233,6 +256,8 @@ CHANGED: list[tuple[Any, str]] = [
     (accel_train.tools.verify.launched, "set_learning_rates"),
     (loader, "rank_share"),
     (Engine, "backward"),
+    (Engine, "to_device"),
+    (Order, "rows"),
     (Share, "draw"),
     (TorchOptimizerEngine, "step"),
     (Zero, "_check_active"),
@@ -262,3 +287,14 @@ def run_each(names: list[str], run: Callable[[], int]) -> int:
 
 
 END_OF_RUN = "=== exit code with "
+
+
+def outcomes(folder: Path, ranks: int) -> dict[str, tuple[list[int], str]]:
+    """By fault: every rank's exit code, and what rank 0 printed."""
+    found: dict[str, tuple[list[int], str]] = {}
+    for rank in range(ranks):
+        text = (folder / f"rank{rank}.out").read_text()
+        for said, fault, code in re.findall(rf"(.*?){END_OF_RUN}(\w+) (\d+)\n", text, re.DOTALL):
+            codes, _ = found.setdefault(fault, ([], said))
+            codes.append(int(code))
+    return found

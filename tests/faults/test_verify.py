@@ -1,14 +1,13 @@
 """`verify` on real launches: right steps pass on every engine; faults that are built in are found, and named."""
 
 import json
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.faults.built_in import END_OF_RUN
+from tests.faults.built_in import outcomes
 from tests.faults.conftest import Experiment, ForkServer, base_config
 
 WHAT_IS_SAID = {
@@ -34,7 +33,6 @@ WHAT_IS_SAID = {
     ("zero3", "gathered_without_gradient"): ["gathered without gradient"],
 }
 ENGINES = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
-Verified = Callable[[str, str], str]
 
 
 @pytest.fixture(scope="session")
@@ -45,25 +43,18 @@ def verified(server: ForkServer, dataset: Path, tmp_path_factory: pytest.TempPat
     """
 
     @cache
-    def launch(engine: str) -> tuple[dict[str, str], dict[str, list[int]]]:
+    def launch(engine: str) -> dict[str, tuple[list[int], str]]:
         made = Experiment(server, tmp_path_factory.mktemp(f"verify_{engine}"), base_config(dataset))
         faults = ("", *(fault for of, fault in WHAT_IS_SAID if of == engine))
         ranks = made.start("config.yaml", f"engine={engine}", "--json", command="verify", ranks=2, built_in=faults)
         assert ranks.wait(300) == [0, 0], ranks.output
         assert not made.run_dir.exists()
-        said: dict[str, str] = {}
-        codes: dict[str, list[int]] = {}
-        for rank in (0, 1):
-            text = (made.folder / f"rank{rank}.out").read_text()
-            for run, fault, code in re.findall(rf"(.*?){END_OF_RUN}(\w+) (\d+)\n", text, re.DOTALL):
-                said.setdefault(fault, run)
-                codes.setdefault(fault, []).append(int(code))
-        return said, codes
+        return outcomes(made.folder, 2)
 
     def verify(engine: str, fault: str, code: int) -> str:
-        said, codes = launch(engine)
-        assert codes[fault] == [code, code], said[fault]
-        return said[fault]
+        codes, said = launch(engine)[fault]
+        assert codes == [code, code], said
+        return said
 
     return verify
 

@@ -48,14 +48,15 @@ def run_aside(config: RunConfig, engine: Engine, checkpoint: Path | None) -> Ite
 
 def newest_checkpoint(config: RunConfig, engine: Engine) -> Path | None:
     """The one from which `train` would go on, by rank 0's word. Nothing is renamed or tidied up."""
-    root = Path(config.run_dir) / "checkpoints"
+    found = engine.together(lambda: usable_checkpoints(config) if engine.is_main else [])
+    return engine.gather_objects(found[0] if found else None)[0]
+
+
+def usable_checkpoints(config: RunConfig) -> list[Path]:
+    """A run's checkpoints, the newest first, that look whole and that the run has not gone back behind."""
     rollbacks = read_rollbacks(Path(config.run_dir))
-
-    def search() -> str | None:
-        for folder in all_folders(root) if engine.is_main else []:
-            if damage_at_a_glance(folder) is None and not is_abandoned(read_state(folder), rollbacks):
-                return folder.name
-        return None
-
-    name = engine.gather_objects(engine.together(search))[0]
-    return None if name is None else root / name
+    return [
+        folder
+        for folder in all_folders(Path(config.run_dir) / "checkpoints")
+        if damage_at_a_glance(folder) is None and not is_abandoned(read_state(folder), rollbacks)
+    ]
