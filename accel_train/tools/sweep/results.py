@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from rich.markup import escape
 from rich.table import Table
 
 from accel_train.config.load import dump_config
@@ -16,6 +17,7 @@ from accel_train.tools.sweep.locks import locked
 from accel_train.tools.sweep.settings import Sweep, trial_config
 from accel_train.tools.sweep.space import as_text
 from accel_train.tools.sweep.study import LOCK, trial_folder, values_of
+from accel_train.visible import visible
 
 TRIALS, BEST = "trials.csv", "best.yaml"
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
@@ -105,7 +107,7 @@ def best_yaml(best: FrozenTrial, sweep: Sweep, score: str) -> str:
 def table(found: dict[str, Any]) -> Table:
     """The best trials, best first, then those that failed."""
     counts = ", ".join(f"{count} {state}" for state, count in found["counts"].items() if count)
-    drawn = Table(title=f"{found['sweep_dir']}: {counts}", title_justify="left", title_style="bold")
+    drawn = Table(title=escape(visible(f"{found['sweep_dir']}: {counts}")), title_justify="left", title_style="bold")
     ordered = sorted(
         (trial for trial in found["trials"] if trial["state"] in ("complete", "pruned", "failed")),
         key=lambda trial: (trial["state"] == "failed", trial["state"] == "pruned", -(trial["score"] or 0.0)),
@@ -117,7 +119,7 @@ def table(found: dict[str, Any]) -> Table:
         drawn.add_column(name, justify="right", overflow="fold")
     for trial in ordered[:SHOWN]:
         score = "" if trial["score"] is None else f"{trial['score']:.4f}"
-        values = [_short(trial["values"].get(key)) for key in keys]
+        values = [escape(visible(_short(trial["values"].get(key)))) for key in keys]
         drawn.add_row(str(trial["trial"]), trial["state"], score, str(trial["step"] or ""), *values)
     if len(ordered) > SHOWN:
         drawn.caption = f"{len(ordered) - SHOWN} more in {TRIALS}"

@@ -11,6 +11,8 @@ from accel_train.errors import UserError
 from accel_train.tools.sweep.expression import Expression, parse_expression
 
 FORMS = "log LOW HIGH, uniform LOW HIGH, int LOW HIGH [STEP], choice [A, B, ...], or = EXPRESSION"
+LARGEST = 1e300
+"""Of a range: its width must be a number too."""
 SWEEPS_OWN = {
     "run_dir": "each trial has a folder of its own",
     "task": "trials of different tasks have no score in common",
@@ -161,6 +163,6 @@ def _choice(text: str) -> Choice:
 
 def _number(word: str) -> int | float:
     value = read_yaml(word)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
         raise ValueError(f"{word!r} is no number")
     return value

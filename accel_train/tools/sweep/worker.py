@@ -16,6 +16,7 @@ from accel_train.tools.sweep.settings import Sweep, trial_config
 from accel_train.tools.sweep.space import as_text
 from accel_train.tools.sweep.study import Taken, open_study, take_trial, trial_folder
 from accel_train.tools.sweep.trial_run import Outcome, ScoreReader, run_trial, train_command
+from accel_train.visible import visible
 
 CONFIG = "sweep_trial.yaml"
 """A trial's configuration as it is started."""
@@ -131,7 +132,7 @@ def _end_in_words(study: optuna.Study, number: int, outcome: Outcome, score: str
 
 
 def _say(console: Console, message: str) -> None:
-    console.print(message, markup=False, soft_wrap=True)
+    console.print(visible(message), markup=False, soft_wrap=True)
 
 
 def _stopped(sweep: Sweep, what: str) -> Stopped:

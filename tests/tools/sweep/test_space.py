@@ -96,6 +96,22 @@ def test_probes_meet_every_edge_with_the_others_in_their_middle():
     assert space.with_derived({"a": 0.25, "b": "x"}) == {"a": 0.25, "b": "x", "c": 0.75}
 
 
+WORDS = st.sampled_from(
+    ["log", "uniform", "int", "choice", "=", "1", "0", "1e-3", "9" * 400, "-.inf", "[1, 2]", "[", "a.b"]
+)
+
+
+@given(st.lists(WORDS | st.text(max_size=8), max_size=5).map(" ".join))
+def test_any_text_is_a_form_or_a_mistake(form):
+    try:
+        space = parse_space({"a": form, "z": "int 0 4"})
+    except UserError as error:
+        assert "search.a: " in str(error)
+        return
+    for values in space.probes():
+        assert set(values) == set(space.searched)
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()
