@@ -45,6 +45,14 @@ def test_help_and_schema_import_nothing_heavy(argv: list[str]) -> None:
     assert errors == ""
 
 
+def test_help_does_not_even_import_the_configuration() -> None:
+    """It must come at once: pydantic alone takes longer than all the rest."""
+    script = PROBE.replace(repr(HEAVY), repr({"pydantic", "yaml", "rich"}))
+    command = [sys.executable, "-c", script, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.rstrip("\n").endswith("IMPORTED [] 0")
+
+
 @pytest.mark.parametrize("command", ["train", "plan"])
 def test_a_configuration_error_imports_nothing_heavy(command: str) -> None:
     last, output, errors = probe(command, QUICKSTART, "data.imagesize=3", "engine=zero9")

@@ -8,7 +8,6 @@ from accel_train.commands.import_pairs import import_pairs
 from accel_train.commands.import_ratings import import_ratings
 from accel_train.commands.import_speech import import_speech
 from accel_train.commands.import_texts import import_texts
-from accel_train.config.tasks import DEFAULT
 from accel_train.errors import UserError
 
 IMPORTS: dict[str, Callable[[list[str]], None]] = {
@@ -26,6 +25,8 @@ def import_(argv: list[str]) -> None:
 
     `--task NAME` says what the data is for; `accel-train import --task NAME --help` explains each kind.
     """
+    from accel_train.config.tasks import DEFAULT
+
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--task", default=DEFAULT)
     chosen, others = chooser.parse_known_args(argv)
