@@ -161,7 +161,7 @@ def _attempts(sample_ids: list[int], replayed: tuple[Layout, str], at_once: int 
     if at_once is None:
         yield layout, how
     if len(layout) > 1:
-        yield layout, "the launch's micro-batches one after the other, by cached features, because memory is short"
+        yield layout, "the launch's micro-batches one after the other, by cached features, to save memory"
         return
     size = at_once or len(sample_ids) // 2
     while size:
