@@ -4,8 +4,9 @@ import errno
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -18,7 +19,9 @@ from accel_train.engine.shards import Shard
 from accel_train.whereabouts import Whereabouts
 
 CHUNK = 8 * 2**20
-"""Bytes that are written while they are hashed."""
+"""Bytes that are written and hashed at a time, each on a core of its own."""
+MAX_UNHASHED = 64
+"""By so many chunks hashing may stay behind, where a disk is faster: what came from a GPU lies in memory until then."""
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -71,20 +74,22 @@ def write_pieces(
     """Writes one rank's file and syncs it to disk. Raises OSError, for example on a full disk."""
     path = folder / pieces.file_name
     digest = hashlib.sha256()
+    unhashed: deque[Future[None]] = deque()
     size = 0
     try:
         with path.open("wb") as file, ThreadPoolExecutor(1) as other_core:
             for chunk in _chunks(pieces):
                 if given_up is not None and given_up.is_set():
                     raise GivenUp(errno.ECANCELED, "given up")
-                hashed = other_core.submit(digest.update, chunk)
+                unhashed.append(other_core.submit(digest.update, chunk))
                 file.write(chunk)
-                hashed.result()
+                if len(unhashed) > MAX_UNHASHED:
+                    unhashed.popleft().result()
                 size += len(chunk)
                 if here is not None:
                     here.move()
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # the hash of the last chunks is made meanwhile
     except OSError as error:
         error.filename = error.filename or str(path)
         raise

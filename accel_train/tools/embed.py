@@ -1,7 +1,9 @@
 """`accel-train embed`: features of a trained model for a split, a folder of images or a file of texts, in one file."""
 
 import json
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +23,12 @@ from accel_train.engine.build import build_engine
 from accel_train.engine.engine import Engine
 from accel_train.errors import UserError
 from accel_train.preflight import preflight
+from accel_train.run_lock import RunLock
 from accel_train.tools.feature_blocks import Block, Part, Parts, about_work, cut_into_blocks, identity_of, remove
 from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.trained import Trained, open_config, open_trained
 
+LOCK = "lock"
 MAX_NAMED = 20
 """Unreadable images that an error names; the others are counted."""
 
@@ -66,6 +70,7 @@ def embed(
     if not isinstance(config, ContrastiveConfig):
         raise UserError(f"{source}: the task {config.task} has no features of images and texts to embed.")
     engine = build_engine(config, for_evaluation=True)
+    lock: RunLock | None = None
     try:
         preflight(engine, config, None)
         trained = engine.together(lambda: open_trained(source, config, checkpoint=checkpoint))
@@ -74,6 +79,7 @@ def embed(
         inputs = engine.together(lambda: open_inputs(config, asked))
         batch_size = config.evaluation.batch_size or config.data.micro_batch_size
         blocks = {kind: cut_into_blocks(kind, len(rows), batch_size) for kind, rows in inputs.datasets.items()}
+        lock = engine.together(lambda: _locked(target, parts) if engine.is_main else None)
         identity = engine.together(lambda: _claim(engine, target, parts, trained, config, inputs, batch_size))
         if not engine.gather_objects(target.exists())[0]:
             engine.hold(trained.model, precision=config.precision)
@@ -84,6 +90,10 @@ def embed(
             remove(parts.folder)
             print(json.dumps(summary, indent=1, ensure_ascii=False) if as_json else _in_words(summary))
     finally:
+        if lock is not None:
+            lock.release()
+            with suppress(OSError):  # it holds finished blocks
+                parts.folder.rmdir()
         engine.close()
     return summary
 
@@ -183,6 +193,14 @@ def _check(target: Path, parts: Parts, asked: Asked) -> None:
         raise UserError(
             "--max-unreadable is for --images: rows of a split must match its dataset, and texts can always be read."
         )
+
+
+def _locked(target: Path, parts: Parts) -> RunLock:
+    """Keeps a second command with the same output away. Raises UserError."""
+    parts.folder.mkdir(exist_ok=True)
+    return RunLock(
+        parts.folder / LOCK, what=f"{target}: another command is writing it", say=partial(print, file=sys.stderr)
+    )
 
 
 def _claim(

@@ -159,10 +159,33 @@ def test_a_killed_process(run: Run, exported: str, tmp_path: Path) -> None:
     killed = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     parts = sorted(path.suffix for path in (tmp_path / "killed.safetensors.parts").iterdir())
-    assert parts == [".json", ".partial", ".safetensors", ".safetensors"]
+    assert parts == ["", ".json", ".partial", ".safetensors", ".safetensors"], "the lock among them, which nobody holds"
     run("killed.safetensors")
     assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert not output.with_name("killed.safetensors.parts").exists()
+
+
+def test_two_commands_do_not_write_one_file(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "features.safetensors.parts"
+    folder.mkdir()
+    holder = f"""
+import sys
+from pathlib import Path
+from accel_train.run_lock import RunLock
+lock = RunLock(Path({str(folder / module.LOCK)!r}), what="", say=print)
+print("holds it", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"holds it\n"
+        with pytest.raises(
+            UserError, match=rf"features\.safetensors: another command is writing it \(process {other.pid} "
+        ):
+            run("features.safetensors")
+        assert [path.name for path in folder.iterdir()] == [module.LOCK]
+        other.kill()
+    run("features.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["features.safetensors"]
 
 
 def test_left_over_parts_of_other_work_are_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,160 @@
+"""What a checkpoint costs, as ratios of one run on one machine: against a raw write, and in the background against the loop.
+
+The model is a stack of layers whose weights and AdamW state have the size asked for; the engine, the files and the syncing
+are those of training. Each round measures every way once, so that a disk that gets slower hits all of them.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel_train.checkpoint.pieces import CHUNK
+from accel_train.checkpoint.state import TrainState
+from accel_train.checkpoint.store import Checkpoints
+from accel_train.config.schema import DataSection, OptimizerSection, RunConfig, Tower
+from accel_train.engine.build import build_engine
+from accel_train.engine.engine import Engine
+from accel_train.optim.param_groups import GroupPlan, ParamGroup
+from accel_train.run_log import RunLog
+
+WIDTH = 1024
+STATE_NAMES = ("exp_avg", "exp_avg_sq")
+ABOUT: dict[str, Any] = {"about": {}, "first_steps": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointCosts:
+    """Medians over the rounds after the first one, in which memory and files are new."""
+
+    mebibytes: float
+    """Size of the checkpoint."""
+    raw_write_seconds: float
+    """Writing as many bytes into one file, and syncing it."""
+    save_seconds: float
+    save_to_raw_write: float
+    background_stall_seconds: float
+    background_stall_to_save: float
+    """How long training stands still for a save in the background, as a share of a save in the foreground."""
+    background_to_save: float
+    """How long it takes until it is on disk."""
+    load_seconds: float
+    load_memory_to_size: float
+    """Memory that loading takes beside the model and its optimizer state, as a share of the checkpoint."""
+
+
+def bench_checkpoint(folder: Path, *, mebibytes: int = 512, rounds: int = 4) -> CheckpointCosts:
+    """Writes to `folder`, which it leaves empty of checkpoints' size but for the last two. One process."""
+    config = _config(folder)
+    engine = build_engine(config)
+    log = RunLog(folder, is_main=True, rank=0)
+    log.rewind(-1)
+    try:
+        plan = _prepare(engine, num_layers=max(1, round(mebibytes * 2**20 / (3 * 4 * WIDTH**2))))
+        foreground, background = (
+            Checkpoints(
+                folder / name, engine, log, keep_last=1, state_names=STATE_NAMES, in_background=name == "background"
+            )
+            for name in ("foreground", "background")
+        )
+        raw, saves, stalls, totals = [], [], [], []
+        for step in range(1, rounds + 2):
+            saves.append(_seconds(lambda step=step: foreground.save(TrainState(step), ABOUT)))  # type: ignore[misc]
+            path = next((folder / "foreground" / "checkpoints" / "latest").glob("rank_*.safetensors"))
+            raw.append(_raw_write(folder / "raw", path.stat().st_size))
+            background.save(TrainState(step), ABOUT)
+            while not background.is_written:
+                time.sleep(0.005)
+            background.settle()
+            seconds = background.new_seconds()
+            stalls.append(seconds["save_stall_seconds"])
+            totals.append(seconds["save_seconds"])
+        latest = (folder / "foreground" / "checkpoints" / "latest").resolve()
+        with _extra_memory() as extra:
+            load_seconds = _seconds(lambda: foreground.load(latest, TrainState(rounds + 1), plan))
+        size = path.stat().st_size
+    finally:
+        log.close()
+        engine.close()
+    return CheckpointCosts(
+        mebibytes=size / 2**20,
+        raw_write_seconds=median(raw[1:]),
+        save_seconds=median(saves[1:]),
+        save_to_raw_write=_ratio(saves, raw),
+        background_stall_seconds=median(stalls[1:]),
+        background_stall_to_save=_ratio(stalls, saves),
+        background_to_save=_ratio(totals, saves),
+        load_seconds=load_seconds,
+        load_memory_to_size=extra[0] / size,
+    )
+
+
+def _config(folder: Path) -> RunConfig:
+    return RunConfig(
+        run_dir=str(folder),
+        max_steps=1,
+        data=DataSection(path="none", global_batch_size=1, micro_batch_size=1),
+        optimizer=OptimizerSection(towers=[Tower(name="all", layers=[".*"], lr=0.0)]),
+    )
+
+
+def _prepare(engine: Engine, num_layers: int) -> GroupPlan:
+    model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(num_layers)))
+    groups = [{"params": list(model.parameters()), "name": "all", "base_lr": 0.0, "max_grad_norm": None}]
+    engine.prepare(model, torch.optim.AdamW(groups, lr=0.0), precision="fp32", block_classes={"Linear"})
+    names = tuple(name for name, _ in model.named_parameters())
+    return GroupPlan([ParamGroup("all", "all", 0, 1, names, 0, 0.0, 0.0, None, 0)], [])
+
+
+def _raw_write(path: Path, num_bytes: int) -> float:
+    """Seconds for a new file of so many bytes, written in order and synced."""
+    path.unlink(missing_ok=True)
+    chunk = torch.empty(CHUNK, dtype=torch.uint8).random_().numpy().data
+    start = time.perf_counter()
+    with path.open("wb") as file:
+        for place in range(0, num_bytes, CHUNK):
+            file.write(chunk[: min(CHUNK, num_bytes - place)])
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - start
+    path.unlink()
+    return seconds
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def _ratio(above: list[float], below: list[float]) -> float:
+    return median(a / b for a, b in zip(above[1:], below[1:], strict=True))
+
+
+@contextmanager
+def _extra_memory() -> Iterator[list[int]]:
+    """Bytes by which this process's own memory, without the pages of files, was larger at most than at the start."""
+    before, most, ended = _own_memory(), [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.001):
+            most[0] = max(most[0], _own_memory() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield most
+    ended.set()
+    watcher.join()
+
+
+def _own_memory() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
