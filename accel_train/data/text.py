@@ -168,9 +168,9 @@ def _converted(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
     from transformers import AutoTokenizer  # slow to import, and needed for old folders alone
 
     try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         backend = loaded.backend_tokenizer
-    except (OSError, ValueError, AttributeError, ImportError) as error:
+    except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"data.tokenizer: {folder} holds no tokenizer.json, no vocab.txt, and nothing else that transformers can "
             f"load as a tokenizer ({error})."

@@ -124,7 +124,8 @@ def test_no_value_breaks_the_checks(valid_file: Path, changes: dict[str, Any]) -
     try:
         config = load_config(valid_file, overrides)
     except UserError as error:
-        assert len(str(error).splitlines()) > 1
+        _, *lines = str(error).splitlines()
+        assert lines and all(line.startswith("  ") and ": " in line for line in lines)
     else:
         assert load_config(valid_file, overrides) == config
 

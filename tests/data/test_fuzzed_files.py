@@ -204,3 +204,14 @@ def test_altered_tokenizers(name: str, tmp_path: Path) -> None:
     check = tokenizer_check(folder / name, folder)
     value = json.loads((folder / name).read_bytes())
     FUZZ(given(altered(value).map(lambda value: json.dumps(value).encode()))(check))()
+
+
+def test_an_old_tokenizer_folder_brings_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    config = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil", "pad_token": "[PAD]"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "merges.txt").write_text("a b\n")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'sang')!r}, 'w')\nclass Evil: ...\n")
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        open_tokenizer(str(tmp_path), 8)
+    assert not (tmp_path / "sang").exists()

@@ -22,7 +22,7 @@ from accel_train.data.readers import (
     parquet,
     webdataset,
 )
-from accel_train.data.readers.records import Columns, Record
+from accel_train.data.readers.records import SPLIT_NAME, Columns, Record
 from accel_train.data.text import SPECIAL_TOKENS, caption_vocabulary, save_tokenizer
 from accel_train.errors import UserError
 from accel_train.tools.imports.split import BadRecords, SplitImport
@@ -137,6 +137,10 @@ def find_source(
         files = finders[name](source)
         if not files:
             continue
+        if unusable := [split for split in files if not SPLIT_NAME.match(split)]:
+            raise UserError(
+                f"{source}: {unusable[0]!r} can't be the name of a split; use letters, digits, '_' and '-'."
+            )
         unknown = [split for split in splits or [] if split not in files]
         if unknown:
             raise UserError(f"{source}: no split {unknown[0]!r}; it has {', '.join(files)}.")

@@ -194,7 +194,7 @@ def _piece(text: str, at: int, word: _RawWord) -> int:
         return at + 1
     if character in "$`":
         return _substitution(text, at, word, quoted=False)
-    found = re.compile(r"[^\s;&|<>'\"\\$`]+").match(text, at)
+    found = re.compile(r"[^ \t\n;&|<>'\"\\$`]+").match(text, at)
     assert found
     word.add(found[0], quoted=False)
     return found.end()
@@ -220,7 +220,7 @@ def _substitution(text: str, at: int, word: _RawWord, *, quoted: bool) -> int:
     if found:
         word.pieces.append(_Piece(found[1] or found[4], True, quoted, found[3] if found[2] else None))
         return found.end()
-    if text[at + 1 : at + 2] in "({":
+    if text[at + 1 : at + 2] in ("(", "{"):
         closing = ")" if text[at + 1] == "(" else "}"
         end = _end(text, at + 2, closing, word.line)
         word.pieces.append(_Piece("(" + text[at : end + 1], is_variable=True, is_quoted=quoted))

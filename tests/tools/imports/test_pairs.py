@@ -332,3 +332,11 @@ def test_importing_twice_gives_the_same_bytes(tmp_path: Path, emoji: Splits) -> 
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 10
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+def test_a_split_needs_a_name_for_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a b\x1b[2J_imgs.tsv").touch()
+    (tmp_path / "source" / "a b\x1b[2J_texts.jsonl").touch()
+    with pytest.raises(UserError, match=r"'a b\\x1b\[2J' can't be the name of a split"):
+        import_data(str(tmp_path / "source"), str(tmp_path / "out"))
