@@ -40,18 +40,17 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
     find_address(launch, must_use_all_hosts=not for_evaluation)
     if launch.engine != "ddp":
         ensure_rendezvous(launch)
-    meeting_point = None if dist.is_initialized() else call_roll(launch)
     name_accelerator(on_cuda=on_cuda)
     backend = "nccl" if on_cuda else "gloo"
-    if launch.engine == "fsdp2" and not dist.is_initialized():
-        dist.init_process_group(backend, timeout=_collective_timeout(config))
+    if not dist.is_initialized():
+        _connect(launch, backend, _collective_timeout(config))
 
     plugin = zero_plugin(launch, config.data.micro_batch_size) if launch.engine.startswith("zero") else None
     handlers: list[KwargsHandler] = [
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     ]
     if launch.world_size > 1 or plugin is not None:
-        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=_collective_timeout(config)))
+        handlers.append(InitProcessGroupKwargs(backend=backend))
     accelerator = Accelerator(
         cpu=None if on_cuda or plugin else True,
         mixed_precision="no",
@@ -61,8 +60,16 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
         kwargs_handlers=handlers,
     )
     engine_class = {"ddp": DataParallel, "fsdp2": FullyShardedDataParallel2}.get(launch.engine, Zero)
-    del meeting_point  # torch has its own by now
     return engine_class(launch, accelerator)
+
+
+def _connect(launch: Launch, backend: str, timeout: timedelta) -> None:
+    """Makes the process group, which one process alone needs for the engines that shard."""
+    store = call_roll(launch)
+    if store is not None:
+        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+    elif launch.engine != "ddp":
+        dist.init_process_group(backend, timeout=timeout)
 
 
 def _collective_timeout(config: RunConfig) -> timedelta:

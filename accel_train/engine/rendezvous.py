@@ -3,11 +3,19 @@
 torch would wait for all of them in its first collective, for as long as a step may take, and then speak of a store's keys.
 """
 
+import json
 import os
+import secrets
 import socket
 import time
+from typing import Any
 
-from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]  # torch's stubs hide it
+from torch.distributed import (  # type: ignore[attr-defined]  # torch's stubs hide them
+    DistNetworkError,
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
 from accel_train.engine.hosts import FIRST_PORT, NUM_PORTS, check_address, check_size, interface_towards, slurm_step
 from accel_train.engine.launch import Launch
@@ -16,6 +24,8 @@ from accel_train.rank_names import name_ranks
 
 ROLL_CALL_SECONDS = 300.0
 """From the first rank to the last: time to read Python and torch from a slow disk, not to train anything."""
+CALL = "roll_call"
+"""Where the store holds the name of the present start."""
 LAST_WORDS_SECONDS = 10.0
 """How long rank 0 stays after a roll call that failed, so that the others can read why."""
 
@@ -52,39 +62,26 @@ def find_address(launch: Launch, *, must_use_all_hosts: bool) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
 
 
-def call_roll(launch: Launch) -> TCPStore | None:
-    """Waits until all ranks are there, and returns what keeps their meeting point open until torch has made its own.
+def call_roll(launch: Launch) -> Store | None:
+    """Waits until all ranks are there, and returns the store at which they met, for torch to use. None: one process alone.
 
-    Raises UserError on every rank that came, with the ranks that did not, after ROLL_CALL_SECONDS.
+    Raises UserError on every rank that came, with the ranks that did not, after ROLL_CALL_SECONDS. Under torchrun the store
+    belongs to an agent and keeps what earlier starts of the ranks wrote, addresses of dead processes too. So rank 0 makes up
+    a name for this start, by which everything in the store goes, and hears everyone by it.
     """
     if launch.world_size == 1:
         return None
     store = _connect(launch)
     try:
-        verdict = _answer(store, launch) or (_judge(store, launch.world_size) if launch.rank == 0 else _hear(store))
+        name, verdict = _judge(store, launch) if launch.rank == 0 else _hear(store, launch)
     except DistNetworkError as error:
-        verdict = (
+        raise UserError(
             f"Rank {launch.rank} on {socket.gethostname()} lost rank 0 before all ranks had come: look at the output of "
             f"rank 0. ({str(error).splitlines()[0]})"
-        )
+        ) from error
     if verdict:
-        raise NotNow(verdict)
-    return store
-
-
-def _answer(store: TCPStore, launch: Launch) -> str:
-    """Says that this rank is there. Returns what is wrong if it was there already."""
-    # torchrun's agents number the ranks themselves, and may do so anew.
-    if "TORCHELASTIC_RUN_ID" not in os.environ and store.add(f"roll_call/times/{launch.rank}", 1) > 1:
-        twice = (
-            f"RANK {launch.rank} came twice, the second time from {socket.gethostname()}. Every process needs a RANK of its "
-            "own; a variable such as $SLURM_PROCID must reach the task unexpanded: srun bash -c '...' with single quotes."
-        )
-        store.set("roll_call/verdict", twice)
-        return twice
-    store.set(f"roll_call/host/{launch.rank}", socket.gethostname())
-    store.set(f"roll_call/size/{launch.rank}", str(launch.world_size))
-    return ""
+        raise UserError(verdict)
+    return PrefixStore(name, store)
 
 
 def _connect(launch: Launch) -> TCPStore:
@@ -98,8 +95,7 @@ def _connect(launch: Launch) -> TCPStore:
         _check_free(port)
     else:
         _wait_until_open(launch, address, port)
-    # torch opens a store of its own on the same port later, in the same process: that makes two tenants of one server.
-    return TCPStore(address, port, is_master=opens, wait_for_workers=False, multi_tenant=True)
+    return TCPStore(address, port, is_master=opens, wait_for_workers=False)
 
 
 def _check_free(port: int) -> None:
@@ -130,62 +126,87 @@ def _wait_until_open(launch: Launch, address: str, port: int) -> None:
             _pause(since)
 
 
-def _judge(store: TCPStore, world_size: int) -> str:
-    """Rank 0's part: waits for all, and tells all the outcome. Empty if everyone came."""
+def _judge(store: TCPStore, launch: Launch) -> tuple[str, str]:
+    """Rank 0's part: calls, waits for all, and tells them the outcome. Returns this start's name, and what is wrong."""
     since = time.monotonic()
-    keys = [f"roll_call/size/{rank}" for rank in range(world_size)]
+    name = secrets.token_hex(8)
+    keys = [f"{name}/{rank}" for rank in range(launch.world_size)]
+    _answer(store, launch, name, "")
+    store.set(CALL, name)
     while not (complete := store.check(keys)) and time.monotonic() - since < ROLL_CALL_SECONDS:
-        if store.check(["roll_call/verdict"]):  # by a rank that came twice
+        if store.check([f"{name}/twice"]):
             break
         _pause(since)
-    present = [rank for rank in range(world_size) if complete or store.check([keys[rank]])]
-    if store.check(["roll_call/verdict"]):
-        verdict = store.get("roll_call/verdict").decode()
-    else:
-        verdict = _what_is_wrong(store, present, world_size)
-        store.set("roll_call/verdict", verdict)
+    present = {rank: _read(store, key) for rank, key in enumerate(keys) if complete or store.check([key])}
+    wrong = _what_is_wrong(store, name, present, launch.world_size)
+    store.set(f"{name}/verdict", json.dumps({"wrong": wrong, "heard": [one["token"] for one in present.values()]}))
     limit = time.monotonic() + LAST_WORDS_SECONDS
-    while verdict and store.add("roll_call/readers", 0) < len(present) - 1 and time.monotonic() < limit:
+    readers = len(present) - 1 + store.check([f"{name}/twice"])
+    while wrong and store.add(f"{name}/readers", 0) < readers and time.monotonic() < limit:
         _pause(since)
-    return verdict
+    return name, wrong
 
 
-def _what_is_wrong(store: TCPStore, present: list[int], world_size: int) -> str:
+def _answer(store: TCPStore, launch: Launch, name: str, token: str) -> None:
+    here = {"host": socket.gethostname(), "size": launch.world_size, "token": token}
+    if store.add(f"{name}/times/{launch.rank}", 1) > 1:
+        store.set(f"{name}/twice", json.dumps({"rank": launch.rank, "host": here["host"]}))
+    else:
+        store.set(f"{name}/{launch.rank}", json.dumps(here))
+
+
+def _hear(store: TCPStore, launch: Launch) -> tuple[str, str]:
+    """Every other rank's part: answers each call, the one that a start before this one left too, until it was heard."""
+    since = time.monotonic()
+    longest = 2 * ROLL_CALL_SECONDS + LAST_WORDS_SECONDS  # rank 0 may have come that much later
+    token, answered = secrets.token_hex(8), ""
+    while time.monotonic() - since < longest:
+        name = store.get(CALL).decode() if store.check([CALL]) else answered
+        if name != answered:
+            _answer(store, launch, name, token)
+            answered = name
+        if name and store.check([f"{name}/verdict"]):
+            verdict = _read(store, f"{name}/verdict")
+            twice = store.check([f"{name}/twice"]) and "came twice" in verdict["wrong"]
+            if token in verdict["heard"] or twice:
+                store.add(f"{name}/readers", 1)
+                return name, verdict["wrong"]
+        _pause(since)
+    return "", "Rank 0 took no roll call, although its port is open. Look at the output of rank 0."
+
+
+def _read(store: TCPStore, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(store.get(key))
+    return found
+
+
+def _what_is_wrong(store: TCPStore, name: str, present: dict[int, dict[str, Any]], world_size: int) -> str:
+    """Empty if everyone came, once, from the same launch."""
+    if store.check([f"{name}/twice"]):
+        second = _read(store, f"{name}/twice")
+        return (
+            f"RANK {second['rank']} came twice, the second time from {second['host']}. Every process needs a RANK of its "
+            "own; a variable such as $SLURM_PROCID must reach the task unexpanded: srun bash -c '...' with single quotes."
+        )
     if missing := sorted(set(range(world_size)) - set(present)):
+        hosts: dict[str, list[int]] = {}
+        for rank, one in present.items():
+            hosts.setdefault(one["host"], []).append(rank)
+        came = "; ".join(f"{name_ranks(ranks)} on {host}" for host, ranks in hosts.items())
         return (
             f"{len(missing)} of {world_size} ranks did not come within {ROLL_CALL_SECONDS:g} s: {name_ranks(missing)}. "
-            f"There came {_by_host(store, present)}. Look at the output of the missing ones: they may have failed "
-            "before they got here, were not started, or can't reach the first host."
+            f"There came {came}. Look at the output of the missing ones: they may have failed before they got here, were "
+            "not started, or can't reach the first host."
         )
-    sizes = {rank: int(store.get(f"roll_call/size/{rank}")) for rank in present}
-    wrong = ", ".join(f"rank {rank} {size}" for rank, size in sizes.items() if size != world_size)
-    if wrong:
+    sizes = ", ".join(f"rank {rank} {one['size']}" for rank, one in present.items() if one["size"] != world_size)
+    if sizes:
         return (
-            f"Rank 0 was told WORLD_SIZE={world_size}, but {wrong}. The launchers of all hosts need the same number of "
+            f"Rank 0 was told WORLD_SIZE={world_size}, but {sizes}. The launchers of all hosts need the same number of "
             "hosts and processes."
         )
     return ""
 
 
-def _hear(store: TCPStore) -> str:
-    since = time.monotonic()
-    longest = 2 * ROLL_CALL_SECONDS + LAST_WORDS_SECONDS  # rank 0 may have come that much later
-    while not store.check(["roll_call/verdict"]):
-        if time.monotonic() - since > longest:
-            return "Rank 0 took no roll call, although its port is open. Look at the output of rank 0."
-        _pause(since)
-    verdict = store.get("roll_call/verdict").decode()
-    store.add("roll_call/readers", 1)
-    return verdict
-
-
 def _pause(since: float) -> None:
     """Between two looks: short at first, so that a start costs nothing, long for the thousands who wait for a late host."""
     time.sleep(min(1.0, 0.01 + (time.monotonic() - since) / 10))
-
-
-def _by_host(store: TCPStore, ranks: list[int]) -> str:
-    hosts: dict[str, list[int]] = {}
-    for rank in ranks:
-        hosts.setdefault(store.get(f"roll_call/host/{rank}").decode(), []).append(rank)
-    return "; ".join(f"{name_ranks(on_host)} on {host}" for host, on_host in hosts.items())
