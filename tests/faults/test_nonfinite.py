@@ -163,7 +163,7 @@ def test_a_kill_after_going_back(
 def test_going_back_behind_the_beginning_of_a_phase(experiment: Callable[..., Any]) -> None:
     """The checkpoint between the phases was saved while steps were skipped, so it does not count."""
     phases = "phases=[{name: whole, start: 4 steps, towers: [{name: text, train_last: all}]}]"
-    run = experiment(SHORT, phases, ROLLBACK.replace("2", "1", 1))
+    run = experiment(SHORT, phases, ROLLBACK.replace("2", "1", 1), "checkpoint.in_background=true")
     output = run.finish(poison=poison(4, 5))
     assert "going back to run/checkpoints/step_00000003 after step 5" in output
     assert output.count("phase whole begins at step 4") == 2
@@ -197,7 +197,7 @@ def test_too_many_in_a_row_stop_the_run(experiment: Callable[..., Any]) -> None:
 
 
 def test_a_replay_finds_the_same_module(experiment: Callable[..., Any]) -> None:
-    run = experiment("engine=zero3", SHORT)
+    run = experiment("engine=ddp", SHORT)
     run.finish(ranks=2, poison=poison(BAD))
     before = {file: file.read_bytes() for file in run.run_dir.rglob("*") if file.is_file()}
     command = report(run, BAD)["command"].split()[1:]
@@ -205,13 +205,6 @@ def test_a_replay_finds_the_same_module(experiment: Callable[..., Any]) -> None:
     output = run.finish(*command[1:], command="replay", poison=poison(BAD))
     assert f"step {BAD} of run from step_00000003 on one process" in output
     assert f"a forward of {MODULE} (Linear) that is not finite" in output
-    other = run.fail(
-        *command[1:],
-        command="replay",
-        poison=poison(BAD, module="vision_model.embeddings.patch_embedding"),
-        code=STOPPED,
-    )
-    assert f"the run had a forward of {MODULE} (Linear) that is not finite" in other
     assert "here the step is finite" in run.fail(*command[1:], command="replay", code=STOPPED)
     ordinary = run.finish("run", "--step", "7", command="replay")
     assert f"loss and gradient are finite; losses: info_nce {run.losses()[5]:.4f}" in ordinary
