@@ -27,11 +27,6 @@ def all_folders(root: Path) -> list[Path]:
     return sorted(root.glob("step_" + "[0-9]" * 8), reverse=True)
 
 
-def name_of_partial(final: Path) -> Path:
-    """Where a checkpoint is written before it has its name."""
-    return final.with_name(f".{final.name}.partial")
-
-
 def move(source: Path, target: Path) -> None:
     """Gives a folder another name, at once where the file system can do that.
 

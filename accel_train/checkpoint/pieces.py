@@ -121,36 +121,3 @@ def _header(tensors: dict[str, Tensor]) -> bytes:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-class HostCopy:
-    """Host memory that a checkpoint is copied to before it is written in the background; the next one takes it again."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_cuda = device.type == "cuda"
-        self._memory = torch.empty(0, dtype=torch.uint8)
-        self.pieces = Pieces("")
-        """What was taken last."""
-
-    def take(self, pieces: Pieces) -> None:
-        """Copies these. Raises OSError if there is no memory for them."""
-        sizes = [tensor.numel() * tensor.element_size() for tensor in pieces.tensors.values()]
-        if len(self._memory) != sum(sizes):
-            self._memory, self.pieces = torch.empty(0, dtype=torch.uint8), Pieces("")  # before more memory is asked for
-            self._memory = self._allocated(sum(sizes))
-        copies = [
-            memory.view(tensor.dtype)
-            for memory, tensor in zip(self._memory.split(sizes), pieces.tensors.values(), strict=True)
-        ]
-        for copy, tensor in zip(copies, pieces.tensors.values(), strict=True):
-            copy.copy_(tensor, non_blocking=self._on_cuda)
-        if self._on_cuda:
-            torch.cuda.synchronize()
-        self.pieces = Pieces(pieces.file_name, dict(zip(pieces.tensors, copies, strict=True)), pieces.index)
-
-    def _allocated(self, num_bytes: int) -> Tensor:
-        try:
-            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._on_cuda)
-        except RuntimeError as error:
-            why = f"no host memory for a copy of {num_bytes / 2**30:.1f} GiB (checkpoint.in_background)"
-            raise OSError(errno.ENOMEM, why) from error

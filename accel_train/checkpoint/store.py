@@ -1,22 +1,19 @@
 """Saving and resuming. A checkpoint is complete or absent: written aside, synced, hashed, renamed, then old ones pruned."""
 
 import copy
-import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-from threading import Event
 from typing import Any, TypeVar
 
 from accel_train.checkpoint import files, folders
+from accel_train.checkpoint.background import HostCopy, Writer
 from accel_train.checkpoint.carried import CarriedState
 from accel_train.checkpoint.folders import all_folders, folder_name
 from accel_train.checkpoint.load import damage_at_a_glance, damage_in_share, read_into_engine
 from accel_train.checkpoint.owned import owned_pieces
-from accel_train.checkpoint.pieces import HostCopy, Pieces, write_pieces
+from accel_train.checkpoint.pieces import Pieces, write_pieces
+from accel_train.checkpoint.saving import Part, Save, make_aside, publish
 from accel_train.checkpoint.state import TrainState
 from accel_train.engine.engine import Engine
 from accel_train.errors import CheckFailed, UserError
@@ -25,23 +22,6 @@ from accel_train.optim.param_groups import GroupPlan
 from accel_train.run_log import RunLog
 
 Result = TypeVar("Result")
-Part = tuple[files.FileRecord, files.Index]
-"""What became of one rank's part."""
-
-
-@dataclass(slots=True)
-class Save:
-    """A checkpoint between its first byte and its name."""
-
-    final: Path
-    state: TrainState
-    """As it was at this step."""
-    about: dict[str, Any]
-    began: float
-    stalled: float = 0.0
-    """Seconds that training has stood still for it."""
-    part: Future[Part] | None = None
-    """This rank's part, where a thread writes it."""
 
 
 class Checkpoints:
@@ -71,8 +51,7 @@ class Checkpoints:
         self._damaged: list[Path] = []
         self._passed_over: list[Path] = []
         self._under_way: Save | None = None
-        self._writer: ThreadPoolExecutor | None = None
-        self._given_up = Event()
+        self._writer = Writer()
         self._host_copy = HostCopy(engine.device)
 
     def save(self, state: TrainState, about: dict[str, Any]) -> Path:
@@ -95,10 +74,10 @@ class Checkpoints:
         save = Save(final, copy.deepcopy(state), about, began=time.monotonic())
         self.engine.share_buffers()  # only rank 0's are written, so all must go on with them
         self._together("write the log", self.log.sync)
-        self._together("make the folder", lambda: self._make_aside(final))
+        self._together("make the folder", lambda: make_aside(save, self.engine))
         if self.in_background:
             self._together("copy its part", self._copy)
-            save.part = self._in_thread(lambda: self._write(save, self._host_copy.pieces))
+            save.part = self._writer.start(lambda: self._write(save, self._host_copy.pieces))
         self._under_way = save
         save.stalled = time.monotonic() - save.began
         if not self.in_background:
@@ -141,23 +120,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Gives up a save under way, if an error has left one. This rank alone."""
-        self._given_up.set()
-        if self._writer is not None:
-            self._writer.shutdown()
-
-    def _make_aside(self, final: Path) -> None:
-        if self.engine.is_main:
-            aside = folders.name_of_partial(final)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+        self._writer.close()
 
     def _copy(self) -> None:
         self._host_copy.take(owned_pieces(self.engine, self.state_names))
-
-    def _in_thread(self, action: Callable[[], Result]) -> Future[Result]:
-        if self._writer is None:
-            self._writer = ThreadPoolExecutor(1, "checkpoint")
-        return self._writer.submit(action)
 
     def _part_of(self, save: Save) -> Part:
         """This rank's part, once it is written."""
@@ -166,34 +132,16 @@ class Checkpoints:
         return self._write(save, owned_pieces(self.engine, self.state_names))
 
     def _write(self, save: Save, pieces: Pieces) -> Part:
-        aside = folders.name_of_partial(save.final)
         if not self.engine.is_main:
-            folders.wait_for_folder(aside)
-        record = write_pieces(aside, pieces, self._given_up, self.engine.whereabouts)
-        self.faults.at("write", save.state.step, aside / record.name)
+            folders.wait_for_folder(save.aside)
+        record = write_pieces(save.aside, pieces, self._writer.given_up, self.engine.whereabouts)
+        self.faults.at("write", save.state.step, save.aside / record.name)
         return record, pieces.index
 
     def _publish(self, save: Save, parts: list[Part]) -> None:
-        if not self.engine.is_main:
-            return
-        aside = folders.name_of_partial(save.final)
-        records, indexes = zip(*parts, strict=True)
-        files.write_json(aside / files.INDEX_FILE, files.joined_index(indexes))
-        content = {
-            "format": files.FORMAT,
-            **asdict(save.state),
-            "engine": self.engine.launch.engine,
-            "world_size": self.engine.world_size,
-            "versions": {name: version(name) for name in ("accel_train", "torch", "accelerate", "transformers")},
-            **save.about,
-            "files": [asdict(record) for record in [files.record_of(aside / files.INDEX_FILE), *records]],
-        }
-        files.write_state(aside, content)
-        files.sync(aside)
-        self.faults.at("publish", save.state.step)
-        folders.move(aside, save.final)
-        files.sync(self.root)
-        self._tidy(save.state)
+        publish(save, parts, self.engine, self.faults)
+        if self.engine.is_main:
+            self._tidy(save.state)
 
     def _tidy(self, state: TrainState) -> None:
         """Sets `latest` and `best`, and removes old checkpoints and what a kill left half done. `state` is the newest's."""

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import accel_train.checkpoint.pieces
+from accel_train.checkpoint.background import HostCopy
 from accel_train.checkpoint.files import record_of
-from accel_train.checkpoint.pieces import DTYPES, HostCopy, Pieces, pieces_of, write_pieces
+from accel_train.checkpoint.pieces import DTYPES, Pieces, pieces_of, write_pieces
 from accel_train.engine.shards import Shard
 
 
