@@ -73,6 +73,10 @@ CONTRADICTIONS = [
         ["evaluation={evaluate_every: null, early_stopping: {patience: 2}}"],
         ["evaluation.early_stopping: it counts evaluations, but evaluation.evaluate_every is null"],
     ),
+    (
+        ["checkpoint={in_background: true, save_every: null}", "data.valid_split=null"],
+        ["checkpoint.in_background: true would be ignored", "nothing is saved while the run trains"],
+    ),
     (["nonfinite.lr_factor=0.1"], ["nonfinite.lr_factor: 0.1 would be ignored, since nonfinite.then is stop"]),
     (["nonfinite.lr_window=9 steps"], ["nonfinite.lr_window: '9 steps' would be ignored"]),
     (["nonfinite.max_rollbacks=1"], ["nonfinite.max_rollbacks: 1 would be ignored"]),
