@@ -39,7 +39,7 @@ class Chain:
         return len({(start.engine, start.ranks) for start in self.starts}) == 1
 
 
-MOMENTS = """
+EVERY_MOMENT = """
     kill:rank=all:at=start@0    kill:rank=0:at=evaluation@0   kill:rank=1@1               kill:rank=0:at=update@2
     kill:rank=1:at=write@3      torn-checkpoint@3             kill:rank=0:at=publish@3    kill:rank=0:at=link@3
     kill:rank=0:at=prune@3      kill:rank=1:at=start@3        kill:rank=all@4             signal:TERM:rank=1@5
@@ -51,6 +51,10 @@ MOMENTS = """
     kill:rank=1@16              kill:rank=1:at=write@16       kill:rank=0:at=publish@16   kill:rank=0:at=link@16
 """
 AROUND_A_PHASE = "kill:rank=0@4 kill:rank=0:at=publish@4 kill:rank=1:at=phase@4 kill:rank=0:at=update@5 kill:rank=1@7"
+IN_BACKGROUND = """
+    kill:rank=1:at=write@3      torn-checkpoint@3             kill:rank=0:at=publish@3    kill:rank=0:at=link@3
+    disk-full:rank=0@6          kill:rank=0:at=publish@6      kill:rank=0:at=prune@6      corrupt-checkpoint@9
+"""
 WITH_WORKERS = (
     "kill:rank=1@2 kill-worker:rank=0@5 kill:rank=0:at=evaluation@6 kill-worker:rank=1@8 signal:TERM:rank=0@9"
 )
@@ -91,13 +95,14 @@ def moved_starts() -> tuple[Start, ...]:
 
 CHAINS = [
     *(
-        Chain(f"every moment, {engine} on {ranks}", starts_of(MOMENTS, engine, ranks))
+        Chain(f"every moment, {engine} on {ranks}", starts_of(EVERY_MOMENT, engine, ranks))
         for engine, ranks in [("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("fsdp2", 2), ("ddp", 1)]
     ),
     *(
         Chain(f"two phases, {engine}", starts_of(AROUND_A_PHASE, engine), PHASES, save_every=2, end=8)
         for engine in ("ddp", "zero2", "fsdp2")
     ),
+    Chain("background saves", starts_of(IN_BACKGROUND, "zero2"), ("checkpoint.in_background=true",)),
     Chain("loader processes", starts_of(WITH_WORKERS, "ddp"), ("data.num_workers=1",)),
     Chain(
         "unreadable sample",
