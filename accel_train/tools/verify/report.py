@@ -30,8 +30,8 @@ def _cells(group: GroupReading) -> list[str]:
     clip = group.max_grad_norm[0]
     return [
         group.name,
-        f"{group.lr[0]:.4g}",
-        f"{group.lr[1]:.4g}",
+        f"{group.lr[0]:.3g}",
+        f"{group.lr[1]:.3g}",
         f"{group.weight_decay[1]:g}",
         "" if clip is None else f"{clip:g}",
         f"{group.gradient.norm:.3g}",
