@@ -16,6 +16,17 @@ def recall_at(
 ) -> dict[int, float]:
     """Share of queries, 0 to 1, with at least one of their matches among the k most similar targets.
 
+    Arguments and errors as in `match_ranks`.
+    """
+    rank = match_ranks(query_features, target_features, matches, chunk_size=chunk_size)
+    return {k: (rank < k).double().mean().item() for k in ks}
+
+
+def match_ranks(
+    query_features: Tensor, target_features: Tensor, matches: Tensor, *, chunk_size: int = 1024
+) -> Tensor:
+    """For each query, how many targets that don't match it are at least as similar as its best match, (Q,) int64.
+
     query_features (Q, D) and target_features (T, D) are compared by inner product; matches (M, 2) holds rows
     (query, target), any number for each query. A target as similar as the best match counts as more similar, so equal
     features can't score. At most chunk_size x T similarities exist at once. Raises ValueError for a query without a match
@@ -35,8 +46,7 @@ def recall_at(
         chunk_matches = matches[first_match[start] : first_match[stop]]
         scores = query_features[start:stop] @ target_features.T
         ranks.append(_ranks(scores, chunk_matches[:, 0] - start, chunk_matches[:, 1]))
-    rank = torch.cat(ranks)
-    return {k: (rank < k).double().mean().item() for k in ks}
+    return torch.cat(ranks)
 
 
 def _ranks(scores: Tensor, queries: Tensor, targets: Tensor) -> Tensor:

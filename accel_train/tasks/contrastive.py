@@ -1,6 +1,7 @@
 """Contrastive training of an image tower and a text tower (CLIP, Chinese-CLIP, SigLIP, dual encoders)."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from accel_train.tasks.distillation import (
     refuse_frozen_students,
     teacher_columns,
 )
+from accel_train.tasks.retrieval_rows import retrieval_rows
 from accel_train.tasks.task import Batch, Task
 from accel_train.tasks.teacher import Teacher, open_teacher
 
@@ -165,6 +167,12 @@ class ContrastiveTask(Task):
             scores[f"{direction}_mean_recall"] = sum(values.values()) / len(values)
         scores["mean_recall"] = (scores["text_to_image_mean_recall"] + scores["image_to_text_mean_recall"]) / 2
         return scores
+
+    def prediction_rows(self, predictions: dict[str, Tensor], split: str) -> Iterator[dict[str, Any]]:
+        """Every text with the rank of its image and the images that are nearest to it."""
+        images = _in_order(predictions["image_features"], predictions["image_row"])
+        texts = _in_order(predictions["text_features"], predictions["text_row"])
+        return retrieval_rows(images, texts, self.config.data.path, split)
 
     def train_metrics(self, outputs: Batch) -> dict[str, Any]:
         """The temperature, and how often a pair is told from the rest of its batch, which is no recall."""
