@@ -45,6 +45,13 @@ def sweep_command(
             run_workers(sweep, argv, workers, as_json=as_json)
         else:
             work(sweep, score, console)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CheckFailed(
+            f"sweep_dir: {sweep.folder} can't be written: {error}. Make it writable, with space left, and start the same "
+            "command again: the trial that was running goes on."
+        ) from error
     except (CheckFailed, Stopped):
         if not is_one_of_several:
             _show(sweep, score, console, as_json=as_json)

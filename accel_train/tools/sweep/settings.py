@@ -1,6 +1,7 @@
 """What a sweep is: a small YAML file, or a configuration and options of the command line."""
 
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -118,6 +119,8 @@ def _check_launch(settings: SweepSettings) -> None:
         raise UserError(f"launch: {settings.launch!r} is no command line: {error}.") from error
     if settings.launch is not None and not words:
         raise UserError(f"launch: found {settings.launch!r}; give the launcher's command, or null for one process.")
+    if words and shutil.which(words[0]) is None:
+        raise UserError(f"launch: there is no program {words[0]!r} on PATH. Install it, or give its whole path.")
 
 
 def _check_scores(base: RunConfig, settings: SweepSettings) -> None:

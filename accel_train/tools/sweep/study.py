@@ -90,9 +90,8 @@ def take_trial(study: optuna.Study, sweep: Sweep, stop: StopRequest) -> Taken | 
     """
     for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         folder = trial_folder(sweep, left.number)
-        with locked(
-            sweep.folder / LOCK
-        ):  # a new trial is made and claimed under it, and never looks as if it were left
+        with locked(sweep.folder / LOCK):
+            # A new trial is made and claimed under this lock, so it never looks as if it were left behind.
             worker = try_lock(folder / WORKER)
         if worker is None:
             continue

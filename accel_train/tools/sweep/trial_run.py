@@ -104,13 +104,18 @@ def run_trial(
             pass_fds=[keep_open],
         )
     code = None
-    while code is None:
-        with suppress(subprocess.TimeoutExpired):
-            code = process.wait(POLL_SECONDS)
-        is_behind = reader.read() and behind(reader.scores)
-        if code is None and asked is None and (stop.signal is not None or is_behind):
-            asked = "stopped" if stop.signal is not None else "pruned"
+    try:
+        while code is None:
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(POLL_SECONDS)
+            is_behind = reader.read() and behind(reader.scores)
+            if code is None and asked is None and (stop.signal is not None or is_behind):
+                asked = "stopped" if stop.signal is not None else "pruned"
+                ask_to_stop(process, run_dir, has_launcher=has_launcher)
+    finally:
+        if code is None:  # what went wrong is the worker's; the trial must not train on without one
             ask_to_stop(process, run_dir, has_launcher=has_launcher)
+            process.wait()
     (run_dir / STOP_FILE).unlink(missing_ok=True)
     with (run_dir / OUTPUT).open("rb") as output:
         output.seek(began)
@@ -136,7 +141,10 @@ def _outcome(
 
 def ask_to_stop(process: subprocess.Popen[bytes], run_dir: Path, *, has_launcher: bool) -> None:
     """Asks for a checkpoint and an end. A launcher would kill its ranks soon after a signal, so the file must do."""
-    (run_dir / STOP_FILE).touch()
+    try:
+        (run_dir / STOP_FILE).touch()
+    except OSError:
+        has_launcher = False  # on a full disk the signal must do
     if not has_launcher:
         process.send_signal(signal.SIGTERM)
 

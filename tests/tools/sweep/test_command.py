@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import shlex
@@ -10,7 +11,7 @@ import pytest
 from accel_train.cli import main
 from accel_train.commands.sweep import sweep
 from accel_train.config.load import load_config
-from accel_train.errors import UserError
+from accel_train.errors import CheckFailed, UserError
 from accel_train.tools.sweep import command
 from accel_train.tools.sweep.local_workers import shares_of_devices, visible_devices
 from accel_train.tools.sweep.settings import load_sweep
@@ -95,6 +96,15 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"sweep needs optuna: pip install accel-train\[sweep\]"):
         sweep([CONFIG, "--search", RATE])
+
+
+def test_a_full_disk_is_said(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("accel_train.tools.sweep.worker.work", full)
+    with pytest.raises(CheckFailed, match="No space left on device"):
+        sweep([CONFIG, "--search", RATE, "--sweep-dir", str(tmp_path)])
 
 
 def test_a_launcher_around_the_sweep_is_refused(monkeypatch):

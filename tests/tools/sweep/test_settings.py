@@ -49,6 +49,7 @@ def test_the_command_line_replaces_what_the_file_says(file):
         ("config: C\nsearch: {seed: 5}", "search.seed: found 5; it must be text."),
         ("config: C\nsearch: [seed]", "search: found ['seed']; it must be a section"),
         ("config: nothing.yaml\nsearch: {seed: int 0 5}", "nothing.yaml: can't be read"),
+        ("config: C\nlaunch: acelerate launch\nsearch: {seed: int 0 5}", "no program 'acelerate' on PATH"),
         ("config: C\nlaunch: ''\nsearch: {seed: int 0 5}", "launch: found ''"),
         ('config: C\nlaunch: "\'"\nsearch: {seed: int 0 5}', "no command line"),
     ],

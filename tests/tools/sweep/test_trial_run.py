@@ -107,6 +107,23 @@ def test_a_trial_that_is_behind_is_asked_to_stop_by_file_and_signal(run, tmp_pat
     assert not (tmp_path / "STOP").exists()
 
 
+def test_a_worker_that_fails_leaves_no_process_behind(tmp_path):
+    def fail(scores):
+        raise OSError("No space left on device")
+
+    with (tmp_path / "lock").open("w") as lock, pytest.raises(OSError, match="No space left"):
+        run_trial(
+            [sys.executable, "-c", LISTENS.replace("sys.argv[1]", repr(str(tmp_path)))],
+            tmp_path,
+            ScoreReader(tmp_path, "valid", "recall"),
+            behind=fail,
+            stop=StopRequest(),
+            keep_open=lock.fileno(),
+            has_launcher=False,
+        )
+    assert (tmp_path / "saw").read_text(encoding="utf-8") == "STOP True"
+
+
 def test_the_launchers_words_come_first():
     path = Path("c.yaml")
     assert train_command(None, path) == [sys.executable, "-m", "accel_train", "train", "c.yaml"]

@@ -33,9 +33,9 @@ def rows(sweep) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 def test_finds_the_top_of_a_known_hill(make_sweep):
-    sweep = make_sweep(trials=25)
+    sweep = make_sweep(trials=22)
     found, _ = run(sweep)
-    assert found["counts"]["complete"] == 25
+    assert found["counts"]["complete"] == 22
     best = found["best"]
     assert best["score"] > 0.97
     assert 3e-4 < best["values"]["optimizer.towers.text.lr"] < 3e-3
@@ -203,7 +203,7 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_a_stopped_worker_saves_its_trial_and_the_next_goes_on_with_it(make_sweep, start_worker, monkeypatch):
-    monkeypatch.setenv("TOY_PAUSE", "0.5")
+    monkeypatch.setenv("TOY_PAUSE", "0.3")
     monkeypatch.setenv("TOY_EVALUATIONS", "8")
     sweep = make_sweep(trials=1)
     worker = start_worker(sweep)
@@ -223,7 +223,7 @@ def test_a_stopped_worker_saves_its_trial_and_the_next_goes_on_with_it(make_swee
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing_and_its_trial_is_never_run_twice_at_once(make_sweep, start_worker, monkeypatch):
-    monkeypatch.setenv("TOY_PAUSE", "0.5")
+    monkeypatch.setenv("TOY_PAUSE", "0.3")
     monkeypatch.setenv("TOY_EVALUATIONS", "8")
     sweep = make_sweep(trials=2)
     worker = start_worker(sweep)
