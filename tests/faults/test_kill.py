@@ -1,4 +1,7 @@
-"""Promise 3: a run that is killed at any moment, and started again, writes the same metrics and weights bit for bit."""
+"""Promise 3 at moments that nobody chose: a run killed at random times, and started again, is the same bit for bit.
+
+Chosen moments, on every engine, are in test_injected_faults.py.
+"""
 
 import os
 import random
@@ -21,14 +24,6 @@ def kill_after_step(experiment: Any, ranks: int, step: int, draw: random.Random)
     experiment.wait_for(lambda: experiment.step() >= step, running)
     time.sleep(draw.uniform(0, 0.1))
     return running.kill()
-
-
-def kill_as_a_write_begins(experiment: Any, ranks: int, step: int, draw: random.Random) -> list[int]:
-    """With nothing but a part of a checkpoint on disk."""
-    running = start_and_wait_for_a_write(experiment, ranks, step)
-    codes = running.kill()
-    assert list(experiment.checkpoints.glob(".step_*.partial")), "the kill met no write"
-    return codes
 
 
 def kill_in_a_write(experiment: Any, ranks: int, step: int, draw: random.Random) -> list[int]:
@@ -57,23 +52,10 @@ def kill_while_it_starts(experiment: Any, ranks: int, step: int, draw: random.Ra
     return running.kill()
 
 
-def kill_one_rank(experiment: Any, ranks: int, step: int, draw: random.Random) -> list[int]:
-    """The last rank alone; the others notice and end by themselves."""
-    running = experiment.start(ranks=ranks)
-    experiment.wait_for(lambda: experiment.step() >= step, running)
-    time.sleep(draw.uniform(0, 0.1))
-    running.signal(signal.SIGKILL, ranks - 1)
-    codes = running.wait()
-    assert all(code != 0 for code in codes), codes
-    return codes
-
-
 KILLS: list[tuple[Callable[..., list[int]], int]] = [
     (kill_after_step, 1),
-    (kill_as_a_write_begins, 3),
-    (kill_one_rank, 5),
+    (kill_in_a_write, 3),
     (kill_while_it_starts, 0),
-    (kill_in_a_write, 6),
     (kill_in_a_write, 9),
     (kill_after_step, 13),
 ]
@@ -81,10 +63,8 @@ KILLS: list[tuple[Callable[..., list[int]], int]] = [
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("engine", "ranks"), [("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("fsdp2", 2), ("ddp", 1)]
-)
-def test_killed_seven_times_it_ends_as_if_it_had_never_been(
+@pytest.mark.parametrize(("engine", "ranks"), [("ddp", 2), ("zero3", 2), ("fsdp2", 2)])
+def test_killed_five_times_it_ends_as_if_it_had_never_been(
     experiment: Callable[..., Any], never_killed: Callable[[str, int], Any], engine: str, ranks: int
 ) -> None:
     reference = never_killed(engine, ranks)

@@ -1,4 +1,4 @@
-"""Phases: one run in two parts is two runs chained by hand, and a kill inside or between them changes nothing."""
+"""Phases: one run in two parts is two runs chained by hand, and goes on elsewhere after the boundary."""
 
 from collections.abc import Callable
 from typing import Any
@@ -71,34 +71,6 @@ def test_brought_optimizer_state_matters(experiment: Callable[..., Any]) -> None
         losses.append(second.losses())
     assert losses[0][0] == losses[1][0]
     assert abs(losses[0][2] - losses[1][2]) > 1e-4
-
-
-@pytest.mark.parametrize(("engine", "ranks"), [("ddp", 1), ("zero2", 2), ("fsdp2", 2)])
-@pytest.mark.parametrize("moment", [BOUNDARY - 1, BOUNDARY, BOUNDARY + 1])
-def test_a_kill_around_the_boundary(
-    experiment: Callable[..., Any], engine: str, ranks: int, moment: int, never_killed_in_phases: Callable[..., Any]
-) -> None:
-    reference = never_killed_in_phases(engine, ranks)
-    run = experiment(f"engine={engine}", *length(END), PHASES)
-    running = run.start(ranks=ranks, step_seconds=0.05)
-    run.wait_for(lambda: run.step() >= moment, running)
-    running.kill()
-    assert run.step() < END
-    run.finish(ranks=ranks)
-    assert run.metrics() == reference.metrics()
-    found, expected = run.whole_state(), reference.whole_state()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-@pytest.fixture
-def never_killed_in_phases(experiment: Callable[..., Any]) -> Callable[[str, int], Any]:
-    def run(engine: str, ranks: int) -> Any:
-        reference = experiment(f"engine={engine}", *length(END), PHASES, name="reference")
-        reference.finish(ranks=ranks)
-        return reference
-
-    return run
 
 
 def test_on_other_engines_and_ranks_after_the_boundary(experiment: Callable[..., Any]) -> None:
