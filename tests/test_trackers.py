@@ -7,6 +7,8 @@ import pytest
 from tests.short_runs import ROOT, metrics, train
 
 CONFIG = ROOT / "configs" / "small" / "dual_encoder_one_lr.yaml"
+SECRETS = {name: f"a-secret-of-{name}" for name in ("WANDB_API_KEY", "HF_TOKEN", "SLURM_JWT", "COMET_API_KEY")}
+"""What the environment holds and nothing that is written may hold."""
 SHORT = [
     "num_epochs=null",
     "max_steps=2",
@@ -25,8 +27,12 @@ def test_tensorboard_gets_what_the_metrics_file_gets(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = train(CONFIG, tmp_path / "run", *SHORT, "log.trackers=[tensorboard]")
+    done = train(CONFIG, tmp_path / "run", *SHORT, "log.trackers=[tensorboard]", environment=SECRETS)
     assert done.returncode == 0, done.stdout + done.stderr
+    written = {str(path): path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {"config.yaml", "run.log", "state.json"} <= {Path(name).name for name in written}
+    for name, content in written.items() | {("output", (done.stdout + done.stderr).encode())}:
+        assert not [key for key, secret in SECRETS.items() if secret.encode() in content], name
     files = list((tmp_path / "run").rglob("events.out.tfevents.*"))
     (events,) = (
         found

@@ -20,8 +20,10 @@ from accel_train.data.labelled_split import open_labelled_split
 from accel_train.data.text import open_tokenizer, save_tokenizer
 from accel_train.data.wav import HIGHEST_RATE, LOWEST_RATE, UnreadableAudio, read_wav, resample
 from accel_train.errors import UserError
-from tests import labelled
-from tests.fuzzing import FUZZ, altered, damaged
+from tests import fuzzing, labelled
+from tests.fuzzing import altered, damaged
+
+FUZZ = settings(fuzzing.FUZZ, max_examples=120)
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##b", "词"]
 
@@ -154,7 +156,7 @@ def recording(rate: int) -> bytes:
     return stream.getvalue()
 
 
-@settings(FUZZ, max_examples=150)
+@FUZZ
 @given(damaged(recording(8000)))
 def test_damaged_recordings(content: bytes) -> None:
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
@@ -33,7 +33,10 @@ from accel_train.data.readers.labelled_texts import TextColumns, read_mapping
 from accel_train.data.readers.ratings import RatingColumns
 from accel_train.data.readers.records import BadRecord, Columns, ImageRecord
 from accel_train.errors import UserError
-from tests.fuzzing import FUZZ, altered, anything, damaged
+from tests import fuzzing
+from tests.fuzzing import altered, anything, damaged
+
+FUZZ = settings(fuzzing.FUZZ, max_examples=120)
 
 DEEP = b"[" * 100_000
 
