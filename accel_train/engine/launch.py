@@ -40,9 +40,14 @@ def read_launch(config: RunConfig) -> Launch:
             f"zero.offload_optimizer is true, but the engine is {engine}. Set engine to zero1, zero2 or zero3."
         )
     _refuse_contradictions(config)
+    return place_of_launch(engine, offload_optimizer=offload)
+
+
+def place_of_launch(engine: str, *, offload_optimizer: bool) -> Launch:
+    """This process's place, as every launcher says it in the environment."""
     return Launch(
         engine=engine,
-        offload_optimizer=offload,
+        offload_optimizer=offload_optimizer,
         rank=int(os.environ.get("RANK", 0)),
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
         world_size=int(os.environ.get("WORLD_SIZE", 1)),

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from accel_train.engine.launch import place_of_launch
+from accel_train.engine.rendezvous import call_roll, find_address
 from accel_train.errors import CheckFailed
 from accel_train.tools.machine import EXTRAS, PACKAGES, facts
 
@@ -47,11 +49,19 @@ def doctor(*, as_json: bool = False) -> None:
 
 
 def gather(mine: Facts) -> list[Facts] | None:
-    """Every rank's facts on rank 0, None on the others. The clock is read when all ranks are there."""
+    """Every rank's facts on rank 0, None on the others. The clock is read when all ranks are there.
+
+    Raises UserError where the launch itself is wrong, with the ranks that did not come.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return [{**mine, "clock": time.time(), "reduced_over": None}]
+    launch = place_of_launch("ddp", offload_optimizer=False)
+    find_address(launch, must_use_all_hosts=True)
+    store = call_roll(launch)
     try:
-        dist.init_process_group("gloo", timeout=MEETING_TIMEOUT)
+        dist.init_process_group(
+            "gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=MEETING_TIMEOUT
+        )
         dist.barrier()
         mine = {**mine, "clock": time.time(), "reduced_over": _try_devices()}
         everyone: list[Any] = [None] * dist.get_world_size()
@@ -90,7 +100,7 @@ def differences(everyone: list[Facts]) -> dict[str, list[Any]]:
 def _comparable(one: Facts) -> Facts:
     named = {f"packages.{name}": version for name, version in one["packages"].items()}
     named |= {f"launch.{name}": value for name, value in one["launch"].items() if name not in OWN_TO_EACH_RANK}
-    plain = ("python", "cpus", "torch_threads", "memory_limit", "devices", "backends", "reduced_over")
+    plain = ("code", "python", "cpus", "torch_threads", "memory_limit", "devices", "backends", "reduced_over")
     return named | {key: one.get(key) for key in plain}
 
 

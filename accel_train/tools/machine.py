@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from accel_train.config.secrets import is_secret_name, looks_secret
+from accel_train.preflight import code_of_package, digest
 
 PACKAGES = ("torch", "accelerate", "transformers", "safetensors", "numpy", "pyarrow", "Pillow", "pydantic")
 EXTRAS = {
@@ -43,6 +44,7 @@ def facts(folder: Path) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "system": platform.platform(),
+        "code": digest(code_of_package()),
         "python": platform.python_version(),
         "packages": {name: version_of(name) for name in (*PACKAGES, *EXTRAS.values(), "torchvision")},
         "cpus": len(os.sched_getaffinity(0)),
