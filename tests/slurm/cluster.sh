@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A real Slurm on this machine for tests: controller, munge and virtual nodes, alone in Linux namespaces. Needs root.
 #
-#   cluster.sh start FOLDER [NODES]      everything it writes lies in FOLDER, which is emptied first
+#   cluster.sh start FOLDER [NODES]      everything it writes lies in FOLDER, which is emptied first; if OWNER is set to the
+#                                        number of a process, the cluster ends when that process does
 #   cluster.sh run FOLDER COMMAND...     a command as on the login node, in the present folder
 #   cluster.sh kill-node FOLDER I        every process of node I dies at once
 #   cluster.sh start-node FOLDER I
@@ -135,7 +136,10 @@ start)
     ' _ "$freezer" bash "$self" init "$folder" "${1:-2}" </dev/null >"$folder/log/init.log" 2>&1 &
     echo $! >"$folder/outer.pid"
     for _ in $(seq 300); do
-        if [ -e "$folder/ready" ]; then exit 0; fi
+        if [ -e "$folder/ready" ]; then
+            if [ -n "${OWNER:-}" ]; then setsid bash "$self" stop-after "$folder" "$OWNER" </dev/null &>/dev/null & fi
+            exit 0
+        fi
         kill -0 "$(cat "$folder/outer.pid")" 2>/dev/null || break
         sleep 0.1
     done
@@ -151,6 +155,11 @@ kill-node-inside) kill_node "$1" ;;
 start-node) inside bash "$self" start-node-inside "$folder" "$1" ;;
 start-node-inside) start_node "$1" ;;
 stop) stop ;;
+stop-after)
+    cluster=$(cat "$folder/outer.pid")
+    while kill -0 "$1" 2>/dev/null; do sleep 2; done
+    if [ "$(cat "$folder/outer.pid" 2>/dev/null)" = "$cluster" ]; then stop; fi
+    ;;
 *)
     echo "cluster.sh: no action is called $action" >&2
     exit 2

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 SHARED = "/mnt"
 """Where the nodes see the shared folder."""
 NAMESPACES = ["unshare", "--net", "--pid", "--mount", "--uts", "--cgroup", "--fork", "true"]
-PATIENCE = 150.0
+PATIENCE = 240.0
 """Seconds for a job to start, or to reach a step, on a busy machine."""
 
 
@@ -46,14 +46,14 @@ class Cluster:
         return self.folder / "shared"
 
     def control(self, *arguments: str) -> None:
-        subprocess.run(["bash", str(HERE / "cluster.sh"), *arguments], check=True, timeout=120)
+        owned = {**os.environ, "OWNER": str(os.getpid())}
+        subprocess.run(["bash", str(HERE / "cluster.sh"), *arguments], env=owned, check=True, timeout=120)
 
-    def run(self, line: str, *, folder: str = "", code: int = 0) -> str:
-        """A shell command line in a folder of the shared file system. Returns its standard output."""
-        where = f"cd {SHARED}/{folder}; {line}"
-        command = ["bash", str(HERE / "cluster.sh"), "run", str(self.folder), "bash", "-c", where]
+    def run(self, line: str) -> str:
+        """A shell command line in the shared folder. Returns its standard output."""
+        command = ["bash", str(HERE / "cluster.sh"), "run", str(self.folder), "bash", "-c", f"cd {SHARED}; {line}"]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == code, f"{line}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{line}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def about(self, job: str) -> dict[str, str]:

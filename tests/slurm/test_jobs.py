@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,10 @@ def test_a_job_outlives_its_time_limit_a_preemption_and_a_node(
     cluster.wait_for(lambda: step(run) > 2, "the first steps", output)
     assert job in cluster.run(page.line("your jobs"))
     assert cluster.run(page.line("what the run says")).count("loss") == 3
+    end = re.search(r"this Slurm job ends at (\S+ \S+);", output.read_text())
+    assert end is not None
+    hours = (datetime.fromisoformat(end[1]) - datetime.now()).total_seconds() / 3600
+    assert 11.8 < hours <= 12
     cluster.run(f"scancel --batch --signal=USR1 {job}")
     is_requeued(1)
     assert saved(run) == step(run) > 2
