@@ -161,7 +161,8 @@ def read_ledger(path: Path, *, last_step: int | None = None) -> LedgerContent:
         lines = lines[:kept]
     if first_wrong <= len(lines):
         complaint = (
-            f"{path}, line {first_wrong} does not continue the chain: it or a line before it was changed, added or taken out"
+            f"{path}, line {first_wrong} does not continue the chain: it or a line before it was changed, added or taken "
+            "out"
         )
     return LedgerContent([line for line in lines if line["step"] >= 0], ends[len(lines)], complaint)
 

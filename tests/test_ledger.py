@@ -125,11 +125,11 @@ def test_steps_that_were_taken_again_count_once(tmp_path: Path) -> None:
     for one in again:
         ledger.took(one)
     ledger.close()
-    assert read_ledger(path).steps()[5]["losses"] == {"info_nce": 0.5.hex()}
+    assert read_ledger(path).steps()[5]["losses"] == {"info_nce": (0.5).hex()}
     assert Ledger(tmp_path, is_main=False).rewind(5) is None
     resumed = Ledger(tmp_path, is_main=True)
     assert resumed.rewind(5) is None
     resumed.close()
     content = read_ledger(path)
     assert [line["step"] for line in content.lines] == [0, 1, 2, 3, 4, 5, 6, 4, 5]
-    assert content.steps()[5]["grad_norm"] == 1.0.hex()
+    assert content.steps()[5]["grad_norm"] == (1.0).hex()

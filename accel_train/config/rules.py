@@ -167,8 +167,8 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
     judged = config.data.valid_split is not None and config.evaluation.evaluate_every is not None
     if config.checkpoint.in_background and config.checkpoint.save_every is None and not judged:
         yield (
-            "checkpoint.in_background: true would be ignored: save_every is null and no evaluation finds a best checkpoint, so "
-            "nothing is saved while the run trains. Give checkpoint.save_every an interval."
+            "checkpoint.in_background: true would be ignored: save_every is null and no evaluation finds a best checkpoint, "
+            "so nothing is saved while the run trains. Give checkpoint.save_every an interval."
         )
 
 

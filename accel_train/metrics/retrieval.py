@@ -22,9 +22,7 @@ def recall_at(
     return {k: (rank < k).double().mean().item() for k in ks}
 
 
-def match_ranks(
-    query_features: Tensor, target_features: Tensor, matches: Tensor, *, chunk_size: int = 1024
-) -> Tensor:
+def match_ranks(query_features: Tensor, target_features: Tensor, matches: Tensor, *, chunk_size: int = 1024) -> Tensor:
     """For each query, how many targets that don't match it are at least as similar as its best match, (Q,) int64.
 
     query_features (Q, D) and target_features (T, D) are compared by inner product; matches (M, 2) holds rows

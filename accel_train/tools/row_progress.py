@@ -1,4 +1,4 @@
-"""How far a pass over rows, or steps, has come: a live bar on a terminal, now and then a plain line elsewhere, both on stderr."""
+"""How far a pass over rows, or steps, has come, on stderr: a live bar on a terminal, now and then a plain line elsewhere."""
 
 import sys
 import time
@@ -11,7 +11,10 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class RowProgress:
-    """A context: `advance` counts rows, or what `unit` says. Only the main rank shows it. Standard output stays free for results."""
+    """A context: `advance` counts rows, or what `unit` says. Only the main rank shows it.
+
+    Standard output stays free for results.
+    """
 
     def __init__(self, what: str, total: int, *, done: int, shown: bool, unit: str = "rows") -> None:
         self.unit = unit
