@@ -2,6 +2,7 @@
 #   make quickstart   train a small dual encoder on the data inside the package and show what it finds
 #   make check        what to run before a commit: ruff, mypy and the fast tests
 #   make test         everything that CI runs; make test-gpu: what needs a CUDA device
+#   make bench        figures of speed into bench.json, on an idle machine; make bench-gpu: those of a CUDA device
 #   make clean        remove the virtual environment, caches and quickstart's run
 
 SHELL := /bin/bash
@@ -20,6 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Written from the torch that was installed, so that no later package replaces it.
 CONSTRAINTS := $(VENV)/constraints.txt
 RUN := runs/quickstart
+FIGURES ?= bench.json
 
 # One thread for each process, because the tests start several; DeepSpeed's compiled parts in a folder of our own, because
 # a lock left by a killed process makes DeepSpeed wait for ever.
@@ -29,7 +31,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTH
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 FAST := not slow and not distributed and not gpu
 
-.PHONY: quickstart lint format check test test-gpu clean
+.PHONY: quickstart lint format check test test-gpu bench bench-gpu clean
 
 quickstart: $(VENV)/.package
 	$(BIN)/accel-train train configs/quickstart.yaml
@@ -54,6 +56,13 @@ test: lint
 
 test-gpu: $(VENV)/.dev
 	$(PYTEST) tests/gpu -v
+
+# One after the other, so that nothing else runs beside a figure. `scripts/compare_bench.py` compares two such files.
+bench: $(VENV)/.dev
+	BENCH_FIGURES="$(FIGURES)" $(PYTEST) tests/benchmarks -q -rs --tb=short -p no:cacheprovider
+
+bench-gpu: $(VENV)/.dev
+	BENCH_FIGURES="$(FIGURES)" $(PYTEST) tests/gpu -m benchmark -q -rs --tb=short -p no:cacheprovider
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on PATH." >&2; exit 2; }

@@ -1,10 +1,18 @@
-"""Marks by folder: tests/distributed starts several processes, tests/gpu needs a CUDA device."""
+"""Marks by folder, and figures of speed.
+
+tests/distributed starts several processes, tests/gpu needs a CUDA device, tests/benchmarks takes figures for `make bench`.
+"""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from accel_train.tools.bench.figures import Figure
 
 # CI draws the same examples each time; elsewhere every run looks in new places.
 settings.register_profile("ci", derandomize=True, deadline=None, database=None)
@@ -12,6 +20,9 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 TESTS = Path(__file__).parent
+FIGURES_FILE = os.environ.get("BENCH_FIGURES")
+"""Where figures go. Without it every benchmark is skipped: on a busy machine their figures mean nothing."""
+_figures: dict[str, "Figure"] = {}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
@@ -26,6 +37,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
             if not _has_cuda():
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        elif folder == "benchmarks":
+            item.add_marker(pytest.mark.benchmark)
+        if FIGURES_FILE is None and item.get_closest_marker("benchmark"):
+            item.add_marker(pytest.mark.skip(reason="figures are taken by `make bench`, on an idle machine"))
+
+
+@pytest.fixture
+def record() -> Iterator[Callable[["Figure"], None]]:
+    """Keeps a figure. A goal missed by more than the spread fails the benchmark; the figure is kept all the same."""
+
+    def keep(figure: "Figure") -> None:
+        assert figure.name not in _figures, f"two benchmarks record {figure.name}"
+        _figures[figure.name] = figure
+        print(figure)
+        if figure.is_missed:
+            missed.append(str(figure))
+
+    missed: list[str] = []
+    yield keep
+    if missed:
+        pytest.fail("goals missed: " + "; ".join(missed), pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES_FILE is not None and _figures:
+        from accel_train.tools.bench.figures import write_figures
+
+        write_figures(Path(FIGURES_FILE), list(_figures.values()))
+        terminalreporter.section(f"figures, in {FIGURES_FILE}")
+        for name in sorted(_figures):
+            terminalreporter.write_line(str(_figures[name]))
 
 
 def _has_cuda() -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from accel_train.tools.bench_checkpoint import bench_checkpoint
+from accel_train.tools.bench.checkpoint_costs import bench_checkpoint
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from accel_train.engine.build import build_engine
 from accel_train.engine.engine import Engine
 from accel_train.optim.param_groups import GroupPlan, ParamGroup
 from accel_train.run_log import RunLog
+from accel_train.tools.bench.figures import Figure, median_and_spread
 
 WIDTH = 1024
 STATE_NAMES = ("exp_avg", "exp_avg_sq")
@@ -40,14 +41,47 @@ class CheckpointCosts:
     """Writing as many bytes into one file, and syncing it."""
     save_seconds: float
     save_to_raw_write: float
+    save_to_raw_write_spread: float
+    """Half the distance between the quartiles of this ratio in each round; so for the other."""
     background_stall_seconds: float
     background_stall_to_save: float
     """How long training stands still for a save in the background, as a share of a save in the foreground."""
+    background_stall_to_save_spread: float
     background_to_save: float
     """How long it takes until it is on disk."""
     load_seconds: float
     load_memory_to_size: float
     """Memory that loading takes beside the model and its optimizer state, as a share of the checkpoint."""
+
+    def figures(self) -> list[Figure]:
+        """For `make bench`."""
+        size = f"{self.mebibytes:.0f} MiB of weights and AdamW state, best of the rounds"
+        return [
+            Figure(
+                "checkpoint/save_to_raw_write",
+                self.save_to_raw_write,
+                self.save_to_raw_write_spread,
+                goal=1.2,
+                how=f"{size}; a synchronous save over writing and syncing as many bytes",
+                better="lower",
+            ),
+            Figure(
+                "checkpoint/background_stall_to_save",
+                self.background_stall_to_save,
+                self.background_stall_to_save_spread,
+                goal=0.1,
+                how=f"{size}; the time that training stands still for a save in the background over a synchronous save",
+                better="lower",
+            ),
+            Figure(
+                "checkpoint/load_memory_to_size",
+                self.load_memory_to_size,
+                0.0,
+                goal=0.25,
+                how=f"{size}; memory that loading takes beside model and optimizer state, over the checkpoint's size",
+                better="lower",
+            ),
+        ]
 
 
 def bench_checkpoint(folder: Path, *, mebibytes: int = 512, rounds: int = 4) -> CheckpointCosts:
@@ -88,12 +122,18 @@ def bench_checkpoint(folder: Path, *, mebibytes: int = 512, rounds: int = 4) -> 
         raw_write_seconds=min(raw[1:]),
         save_seconds=min(saves[1:]),
         save_to_raw_write=min(saves[1:]) / min(raw[1:]),
+        save_to_raw_write_spread=_spread(saves[1:], raw[1:]),
         background_stall_seconds=min(stalls[1:]),
         background_stall_to_save=min(stalls[1:]) / min(saves[1:]),
+        background_stall_to_save_spread=_spread(stalls[1:], saves[1:]),
         background_to_save=min(totals[1:]) / min(saves[1:]),
         load_seconds=load_seconds,
         load_memory_to_size=extra[0] / size,
     )
+
+
+def _spread(over: list[float], under: list[float]) -> float:
+    return median_and_spread([a / b for a, b in zip(over, under, strict=True)])[1]
 
 
 def _config(folder: Path) -> RunConfig:
