@@ -4,6 +4,7 @@ Parameters: those of `multimodal.py` without the text encoder, projector.image.*
 own names, with LoRA's between them).
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -136,16 +137,21 @@ class MultimodalLlm(Senses):
     def _write(self, before: Tensor, length: int) -> Tensor:
         """Greedy decoding from the embeddings `before` (n, P, W): always `length` steps, so that all ranks take as many."""
         embed = self.llm.get_input_embeddings()
-        cache = DynamicCache(config=self.llm.config)
+        cache = {cache_argument(self.llm): DynamicCache(config=self.llm.config)}
         ended = torch.zeros(len(before), dtype=torch.bool, device=before.device)
         written, embedded = [], before
         for _ in range(length):
-            logits = self.llm(inputs_embeds=embedded, past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = self.llm(inputs_embeds=embedded, use_cache=True, **cache).logits[:, -1]
             chosen = logits.argmax(1).masked_fill(ended, self.pad_id)
             ended |= chosen == self.end_id
             written.append(chosen)
             embedded = embed(chosen.unsqueeze(1))
         return torch.stack(written, 1)
+
+
+def cache_argument(decoder: nn.Module) -> str:
+    """What the decoder's forward calls the keys and values so far; transformers 5.24 renamed it, and warns."""
+    return "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"
 
 
 def build_decoder(

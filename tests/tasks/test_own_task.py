@@ -177,7 +177,7 @@ def test_a_slip_is_said_in_a_sentence(slip: str, folder: Path, capsys: pytest.Ca
     code = on_page("python")
     assert old in code
     (folder / "triplet.py").write_text(code.replace(old, new), encoding="utf-8")
-    assert run("train", "triplet.yaml", "max_steps=2", "num_epochs=null", "data.num_workers=0") in (1, 2)
+    assert run("train", "triplet.yaml", "max_steps=4", "num_epochs=null", "data.num_workers=0") in (1, 2)
     assert re.search(message, capsys.readouterr().err)
 
 
