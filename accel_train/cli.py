@@ -17,6 +17,7 @@ from accel_train.commands.data import import_, migrate
 from accel_train.commands.find_lr import find_lr
 from accel_train.commands.machine import doctor, schema
 from accel_train.commands.models import embed, evaluate, export
+from accel_train.commands.report import report
 from accel_train.commands.slurm import slurm
 from accel_train.commands.sweep import sweep
 from accel_train.commands.training import plan, replay, train
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "find-lr": find_lr,
     "sweep": sweep,
     "slurm": slurm,
+    "report": report,
     "evaluate": evaluate,
     "embed": embed,
     "import": import_,

@@ -23,6 +23,7 @@ from accel_train.models.blocks import checkpoint_activations, compile_blocks, re
 from accel_train.models.dropout import install_per_sample_dropout
 from accel_train.models.pretrained import quiet_transformers
 from accel_train.optim.group_table import group_table
+from accel_train.optim.groups_file import write_groups
 from accel_train.optim.lr_scaling import scaling_in_words
 from accel_train.optim.optimizers import make_optimizer, state_names
 from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
@@ -105,6 +106,7 @@ def set_up(
     log.rewind(run.state.step if resumed else -1)
     log.ledger.launched(run.state.step, about_launch(config, engine))
     engine.together(lambda: write_config(run))
+    engine.together(lambda: leave_groups(run))
     engine.start_trackers({path: str(value) for path, value in leaves(config.model_dump()).items()})
     return run
 
@@ -158,6 +160,7 @@ def rebuild(run: Run, checkpoint: Path) -> None:
     run.plan = plan_phase_groups(model, run.phases, run.phase, run.state.carried_updates)
     run.faults.at("phase", run.state.step)
     start_phase(run, model, checkpoint)
+    run.engine.together(lambda: leave_groups(run))
 
 
 def start_phase(run: Run, model: nn.Module, checkpoint: Path | None) -> None:
@@ -230,3 +233,9 @@ def write_config(run: Run) -> None:
         aside = path.with_suffix(".new")
         aside.write_text(dump_config(run.config), encoding="utf-8")
         aside.replace(path)
+
+
+def leave_groups(run: Run) -> None:
+    """Leaves the groups of the present phase in the run's folder, beside those of the phases before it."""
+    if run.engine.is_main:
+        write_groups(Path(run.config.run_dir), run.phase.name, run.phase.start, run.plan)

@@ -57,7 +57,7 @@ def train(config: RunConfig, *, fresh: bool = False, inject: tuple[Fault, ...] =
                         loop(run)
                 return run.scores
         except (UserError, CheckFailed, Stopped) as ending:
-            log.note(str(ending))
+            log.note(f"ended, {ending.outcome}: {ending}")
             raise
         finally:
             log.close()

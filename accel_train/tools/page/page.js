@@ -2,28 +2,32 @@
 // Reads values off a chart under the pointer or the arrow keys, and hides lines whose box in the legend is not ticked.
 for (const figure of document.querySelectorAll("figure.chart")) {
   const plot = figure.querySelector(".plot");
-  const lines = JSON.parse(plot.dataset.lines);
+  const data = JSON.parse(plot.dataset.lines);
   const cursor = figure.querySelector(".cursor");
   const reading = figure.querySelector(".reading");
   const hidden = new Set();
-  let place = 0.5;
+  let place = 1;
 
-  const nearest = (places) => {
-    let low = 0, high = places.length - 1;
-    while (high - low > 1) {
-      const middle = (low + high) >> 1;
-      if (places[middle] < place) low = middle; else high = middle;
+  const [low, high, isLog] = data.axis;
+  const scaled = isLog ? Math.log10 : (x) => x;
+  const placeOf = (x) => (scaled(x) - scaled(low)) / (scaled(high) - scaled(low));
+  const nearest = (xs) => {
+    let first = 0, last = xs.length - 1;
+    while (last - first > 1) {
+      const middle = (first + last) >> 1;
+      if (placeOf(xs[middle]) < place) first = middle; else last = middle;
     }
-    return place - places[low] < places[high] - place ? low : high;
+    return place - placeOf(xs[first]) < placeOf(xs[last]) - place ? first : last;
   };
+  const shown = () => data.lines.filter((line) => line.xs.length && !hidden.has(line.name));
   const show = () => {
-    const shown = lines.filter((line) => line.places.length && !hidden.has(line.name));
-    if (!shown.length) { reading.textContent = ""; return; }
-    const at = nearest(shown[0].places);
+    const lines = shown();
+    if (!lines.length) { reading.textContent = ""; cursor.style.display = "none"; return; }
+    const x = lines[0].xs[nearest(lines[0].xs)];
     cursor.style.display = "block";
-    cursor.style.left = `${100 * shown[0].places[at]}%`;
-    const values = shown.map((line) => `${line.name} ${line.texts[nearest(line.places)][1]}`);
-    reading.textContent = `${shown[0].x} ${shown[0].texts[at][0]}: ${values.join(" · ")}`;
+    cursor.style.left = `${100 * placeOf(x)}%`;
+    const values = lines.map((line) => `${line.name} ${line.texts[nearest(line.xs)]}`);
+    reading.textContent = `${data.x} ${x.toLocaleString("en")}: ${values.join(" · ")}`;
   };
   plot.addEventListener("pointermove", (event) => {
     const box = plot.getBoundingClientRect();
@@ -31,10 +35,14 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     show();
   });
   plot.addEventListener("keydown", (event) => {
-    const move = { ArrowLeft: -0.01, ArrowRight: 0.01, Home: -1, End: 1 }[event.key];
-    if (move === undefined) return;
+    const lines = shown();
+    const step = { ArrowLeft: -1, ArrowRight: 1, PageUp: -0.1, PageDown: 0.1, Home: -Infinity, End: Infinity }[event.key];
+    if (step === undefined || !lines.length) return;
     event.preventDefault();
-    place = Math.min(1, Math.max(0, place + move));
+    // The arrows go from point to point of the first line, the page keys by a tenth of the plot.
+    const xs = lines[0].xs;
+    if (Math.abs(step) === 1) place = placeOf(xs[Math.min(xs.length - 1, Math.max(0, nearest(xs) + step))]);
+    else place = Math.min(1, Math.max(0, place + step));
     show();
   });
   plot.addEventListener("focus", () => { if (plot.matches(":focus-visible")) show(); });

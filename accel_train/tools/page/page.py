@@ -54,7 +54,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, caption: s
 
     return Markup(
         '<div class="wide" tabindex="0" role="region" aria-label="{caption}"><table class="{kind}">'
-        "<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        "<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     ).format(caption=caption, kind=kind, head=head, rows=Markup("\n").join(row(cells) for cells in rows))
 
 
@@ -65,10 +65,15 @@ def folded(summary: str, content: Markup, *, is_open: bool = False) -> Markup:
     )
 
 
-def tiles(readings: Iterable[tuple[str, str]]) -> Markup:
-    """A row of figures, each with its name."""
+def tiles(readings: Iterable[tuple[str, str, str]]) -> Markup:
+    """A row of figures: (name, value, a remark or nothing)."""
     return Markup("<dl class='tiles'>{}</dl>").format(
-        Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in readings)
+        Markup("").join(
+            Markup("<div><dt>{}</dt><dd>{}{}</dd></div>").format(
+                name, value, Markup("<small>{}</small>").format(remark) if remark else ""
+            )
+            for name, value, remark in readings
+        )
     )
 
 

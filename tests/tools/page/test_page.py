@@ -43,7 +43,9 @@ def outline_of(html: str) -> Outline:
 
 
 def test_a_page_is_whole_and_links_to_its_sections() -> None:
-    html = page("run", [("What it is", Markup("<p>x</p>")), ("Scores", tiles([("R@1", "58 %")]))], subtitle="a & b")
+    html = page(
+        "run", [("What it is", Markup("<p>x</p>")), ("Scores", tiles([("R@1", "58 %", "best")]))], subtitle="a & b"
+    )
     outline = outline_of(html)
     assert {"what-it-is", "scores"} <= set(outline.ids)
     assert [link for link in outline.links if link[1:] not in outline.ids] == []
