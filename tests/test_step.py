@@ -15,7 +15,6 @@ from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.data.dataset import Dataset
 from accel_train.engine.launch import Launch
 from accel_train.engine.plain import DataParallel
-from accel_train.losses import contrastive
 from accel_train.step import Draw, StepLosses, forward_backward
 from accel_train.tasks.task import Batch, Task
 
@@ -275,22 +274,6 @@ def test_the_loss_scale_is_taken_into_the_gradients(steps: MakeSteps, batch: Bat
         assert gradient is not None
         torch.testing.assert_close(scaled[name], gradient * 1024)
     assert float(losses.losses["to_left"]) < 10
-
-
-@pytest.mark.parametrize("chunk_size", [1, 3, 10, 1000])
-def test_the_similarity_matrix_exists_by_chunks(chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: list[torch.Size] = []
-    whole = contrastive._cross_entropy_rows
-
-    def watched(logits: Tensor, positive: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-        shapes.append(logits.shape)
-        return whole(logits, positive, label_smoothing)
-
-    monkeypatch.setattr(contrastive, "_cross_entropy_rows", watched)
-    features = F.normalize(torch.randn(2, NUM_ROWS, 4), dim=-1)
-    contrastive.info_nce(features[0], features[1], torch.tensor([5.0]), chunk_size=chunk_size)
-    assert max(rows for rows, _ in shapes) == min(chunk_size, NUM_ROWS)
-    assert sum(rows for rows, _ in shapes) == 2 * NUM_ROWS
 
 
 @pytest.mark.parametrize("weights", [[0.0] * 3 + [1.0] * 7, [1.0] * 4 + [0.0] * 6, [0.0] * 10])

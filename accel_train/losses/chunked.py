@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-RowLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Logits (rows, B) and their target to the loss summed over the rows and its gradient for the logits."""
-Targets = Callable[[int, int], tuple[Tensor, Tensor]]
-"""The targets of rows start to stop, for images against texts and for texts against images."""
+RowLoss = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, Tensor]]
+"""Logits (rows, B), which it may overwrite, and their targets to the loss summed over the rows and its gradient for the
+logits."""
+Targets = Callable[[int, int, int], tuple[Tensor, ...]]
+"""Targets of rows start to stop: direction 0 for images against texts, 1 for texts against images."""
+CHUNK_SIZE = 256
+"""Rows whose logits are held at once: as many as keep the products at full speed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +43,23 @@ def chunked_loss(
 
     image_features, text_features: (B, D). logit_scale, logit_bias: (1,) or 0-d. In fp32 (fp64 for fp64).
     """
-    if image_features.shape != text_features.shape:
-        raise ValueError(f"features differ in shape: {tuple(image_features.shape)}, {tuple(text_features.shape)}")
-    # bf16 products lose what tells a positive from a near negative, so autocast ends here.
-    with torch.autocast(image_features.device.type, enabled=False):
-        dtype = torch.promote_types(image_features.dtype, torch.float32)
-        bias = torch.zeros_like(logit_scale) if logit_bias is None else logit_bias
-        tensors = [tensor.to(dtype) for tensor in (image_features, text_features, logit_scale, bias)]
-        start, stop = anchors
-        chunks = [(at, min(at + chunk_size, stop)) for at in range(start, stop, chunk_size)]
-        found: Tensor = _ChunkedLoss.apply(*tensors, loss, chunks)
+    bias = torch.zeros_like(logit_scale) if logit_bias is None else logit_bias
+    start, stop = anchors
+    chunks = [slice(at, min(at + chunk_size, stop)) for at in range(start, stop, chunk_size)]
+    return in_full_precision(_ChunkedLoss, [image_features, text_features, logit_scale, bias], loss, chunks)
+
+
+def in_full_precision(function: type[torch.autograd.Function], tensors: list[Tensor], *rest: Any) -> Tensor:
+    """Applies a loss to image features, text features and further tensors in fp32, or fp64 for fp64.
+
+    bf16 products lose what tells a positive from a near negative, so autocast ends here.
+    """
+    image, text = tensors[:2]
+    if image.shape != text.shape:
+        raise ValueError(f"features differ in shape: {tuple(image.shape)}, {tuple(text.shape)}")
+    with torch.autocast(image.device.type, enabled=False):
+        dtype = torch.promote_types(image.dtype, torch.float32)
+        found: Tensor = function.apply(*(tensor.to(dtype) for tensor in tensors), *rest)
     return found
 
 
@@ -58,33 +68,28 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        image: Tensor,
-        text: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        loss: PairLoss,
-        chunks: list[tuple[int, int]],
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, loss: PairLoss, chunks: list[slice]
     ) -> Tensor:
         directions = [(0, 1), (1, 0)] if loss.both_directions else [(0, 1)]
         weight = 1 / (len(image) * len(directions))
         features = (image, text)
         gradients = (torch.zeros_like(image), torch.zeros_like(text))
         total, scale_grad, bias_grad = image.new_zeros(3).unbind()
-        for start, stop in chunks:
-            targets = loss.targets(start, stop)
+        room = image.new_empty(max((chunk.stop - chunk.start for chunk in chunks), default=0), len(image))
+        for chunk in chunks:
             for anchor, other in directions:
-                cosine = features[anchor][start:stop] @ features[other].T
-                chunk_loss, grad = loss.row_loss(cosine * scale + bias, targets[anchor])
-                total += chunk_loss * weight
-                grad *= weight
-                scale_grad += (grad * cosine).sum()
+                rows = features[anchor][chunk]
+                logits = torch.mm(rows * scale, features[other].T, out=room[: len(rows)]).add_(bias)
+                chunk_loss, grad = loss.row_loss(logits, loss.targets(chunk.start, chunk.stop, anchor))
+                total += chunk_loss
                 bias_grad += grad.sum()
-                grad *= scale
-                gradients[anchor][start:stop] += grad @ features[other]
-                gradients[other].addmm_(grad.T, features[anchor][start:stop])
-        ctx.save_for_backward(*gradients, scale_grad.reshape(scale.shape), bias_grad.reshape(bias.shape))
-        return total.clone()
+                for_rows = grad @ features[other]
+                scale_grad += torch.linalg.vecdot(rows, for_rows).sum()
+                gradients[anchor][chunk] += for_rows * scale
+                gradients[other].addmm_(grad.T, rows * scale)
+        found = [*gradients, scale_grad.reshape(scale.shape), bias_grad.reshape(bias.shape)]
+        ctx.save_for_backward(*(gradient.mul_(weight) for gradient in found))
+        return total * weight
 
     @staticmethod
     @once_differentiable

@@ -5,14 +5,13 @@ losses and the gradients of the calls add up to those of the whole batch.
 """
 
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from accel_train.losses.chunked import PairLoss, chunked_loss
-
-Positives = Literal["shared", "own"]
+from accel_train.losses.both_ways import BothWays
+from accel_train.losses.chunked import CHUNK_SIZE, PairLoss, chunked_loss, in_full_precision
+from accel_train.losses.positives import Positives, Sharing
 
 
 def info_nce(
@@ -22,9 +21,9 @@ def info_nce(
     *,
     image_key: Tensor | None = None,
     text_key: Tensor | None = None,
-    positives: Positives = "own",
+    positives: Sharing = "own",
     label_smoothing: float = 0.0,
-    chunk_size: int = 1024,
+    chunk_size: int = CHUNK_SIZE,
     anchors: tuple[int, int] | None = None,
 ) -> Tensor:
     """Symmetric cross-entropy between images and texts (van den Oord et al. 2018; Radford et al. 2021, figure 3).
@@ -34,14 +33,14 @@ def info_nce(
     read for `positives="shared"`: the target of a row is then uniform over all its positives (Khosla et al. 2020).
     label_smoothing e: target (1 - e) x target + e / B. Returns the mean over the 2B rows, 0-d, in fp32 (fp64 for fp64).
     """
-    keys = _positive_keys(positives, image_key, text_key)
-    rows = anchors or (0, len(image_features))
-    loss = PairLoss(
-        partial(_cross_entropy_rows, label_smoothing=label_smoothing),
-        partial(_positive_pairs, keys, len(image_features), image_features.device),
-        both_directions=True,
-    )
-    return chunked_loss(image_features, text_features, logit_scale, None, loss, rows, chunk_size)
+    pairs = Positives.of(positives, image_key, text_key, image_features.device)
+    everything = 0, len(image_features)
+    if anchors in (None, everything):
+        tensors = [image_features, text_features, logit_scale]
+        return in_full_precision(BothWays, tensors, pairs, label_smoothing, chunk_size)
+    row_loss = partial(_cross_entropy_rows, label_smoothing=label_smoothing)
+    loss = PairLoss(row_loss, partial(_pairs, pairs), both_directions=True)
+    return chunked_loss(image_features, text_features, logit_scale, None, loss, anchors or everything, chunk_size)
 
 
 def sigmoid_loss(
@@ -52,9 +51,9 @@ def sigmoid_loss(
     *,
     image_key: Tensor | None = None,
     text_key: Tensor | None = None,
-    positives: Positives = "own",
+    positives: Sharing = "own",
     label_smoothing: float = 0.0,
-    chunk_size: int = 1024,
+    chunk_size: int = CHUNK_SIZE,
     anchors: tuple[int, int] | None = None,
 ) -> Tensor:
     """Sum over all pairs of -log sigmoid(z (s cos + b)), divided by B; z is +1 for positives, else -1 (Zhai et al. 2023).
@@ -62,48 +61,42 @@ def sigmoid_loss(
     Arguments as in `info_nce`. Each pair is counted once, on its image's row. label_smoothing e: the target of a pair is
     1 - e/2 or e/2 instead of 1 or 0.
     """
-    keys = _positive_keys(positives, image_key, text_key)
+    pairs = Positives.of(positives, image_key, text_key, image_features.device)
+    row_loss = partial(_sigmoid_rows, label_smoothing=label_smoothing)
+    loss = PairLoss(row_loss, partial(_pairs, pairs), both_directions=False)
     rows = anchors or (0, len(image_features))
-    loss = PairLoss(
-        partial(_sigmoid_rows, label_smoothing=label_smoothing),
-        partial(_positive_pairs, keys, len(image_features), image_features.device),
-        both_directions=False,
-    )
     return chunked_loss(image_features, text_features, logit_scale, logit_bias, loss, rows, chunk_size)
 
 
-def _positive_keys(positives: Positives, image_key: Tensor | None, text_key: Tensor | None) -> tuple[Tensor, ...]:
-    if positives == "own":
-        return ()
-    if image_key is None or text_key is None:
-        raise ValueError("positives='shared' needs image_key and text_key")
-    return image_key, text_key
+def _pairs(positives: Positives, start: int, stop: int, direction: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of positive pairs, for both directions the same."""
+    return positives.pairs(start, stop)
 
 
-def _positive_pairs(
-    keys: tuple[Tensor, ...], total: int, device: torch.device, start: int, stop: int
-) -> tuple[Tensor, Tensor]:
-    """(stop - start, total) mask of the pairs that belong together, for both directions the same."""
-    columns = torch.arange(total, device=device)
-    mask = columns[start:stop, None] == columns
-    for key in keys:
-        mask |= key[start:stop, None] == key
-    return mask, mask
-
-
-def _cross_entropy_rows(logits: Tensor, positive: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+def _cross_entropy_rows(logits: Tensor, pairs: tuple[Tensor, ...], label_smoothing: float) -> tuple[Tensor, Tensor]:
     """Sum over rows of the cross-entropy against uniform targets, and its gradient for the logits: softmax - target."""
-    target = positive.to(logits.dtype)
-    target *= (1 - label_smoothing) / target.sum(1, keepdim=True)
-    target += label_smoothing / logits.shape[1]
-    log_total = logits.logsumexp(1, keepdim=True)
+    row, column = pairs
+    log_total = logits.logsumexp(1)
+    positive = logits[row, column]
+    # index_add_ would sum in an order of its own on a GPU.
+    count = torch.zeros_like(log_total).index_put_((row,), torch.ones_like(positive), accumulate=True)
+    share = (1 - label_smoothing) / count[row]
+    wanted = torch.zeros_like(log_total).index_put_((row,), positive * share, accumulate=True)
+    if label_smoothing:
+        wanted += label_smoothing * logits.mean(1)
     # Row by row: the difference of two sums over all rows would lose what a small loss consists of.
-    loss = (log_total - (target * logits).sum(1, keepdim=True)).sum()
-    return loss, (logits - log_total).exp_().sub_(target)
+    loss = (log_total - wanted).sum()
+    grad = logits.sub_(log_total[:, None]).exp_()
+    grad[row, column] -= share
+    return loss, grad.sub_(label_smoothing / logits.shape[1]) if label_smoothing else grad
 
 
-def _sigmoid_rows(logits: Tensor, positive: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+def _sigmoid_rows(logits: Tensor, pairs: tuple[Tensor, ...], label_smoothing: float) -> tuple[Tensor, Tensor]:
     """Sum over pairs of softplus(logit) - target x logit, and its gradient for the logits: sigmoid - target."""
-    target = positive.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
-    loss = (torch.nn.functional.softplus(logits) - target * logits).sum()
-    return loss, logits.sigmoid().sub_(target)
+    losses = torch.nn.functional.softplus(logits)
+    losses[pairs] -= (1 - label_smoothing) * logits[pairs]
+    if label_smoothing:
+        losses.sub_(logits, alpha=label_smoothing / 2)
+    grad = logits.sigmoid_()
+    grad[pairs] -= 1 - label_smoothing
+    return losses.sum(), grad.sub_(label_smoothing / 2) if label_smoothing else grad

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from accel_train.losses.chunked import PairLoss, chunked_loss
+from accel_train.losses.chunked import CHUNK_SIZE, PairLoss, chunked_loss
 
 
 def feature_loss(student: Tensor, teacher: Tensor, *, anchors: tuple[int, int] | None = None) -> Tensor:
@@ -32,7 +32,7 @@ def similarity_loss(
     teacher_text_features: Tensor,
     teacher_logit_scale: Tensor,
     *,
-    chunk_size: int = 1024,
+    chunk_size: int = CHUNK_SIZE,
     anchors: tuple[int, int] | None = None,
 ) -> Tensor:
     """Mean over the 2B rows of KL(teacher || student) between softmaxes of a row of similarities.
@@ -49,12 +49,15 @@ def similarity_loss(
     return chunked_loss(image_features, text_features, logit_scale, None, loss, rows, chunk_size)
 
 
-def _teacher_logits(image: Tensor, text: Tensor, scale: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    return (image[start:stop] @ text.T) * scale, (text[start:stop] @ image.T) * scale
+def _teacher_logits(
+    image: Tensor, text: Tensor, scale: Tensor, start: int, stop: int, direction: int
+) -> tuple[Tensor, ...]:
+    anchors, others = (text, image) if direction else (image, text)
+    return ((anchors[start:stop] * scale) @ others.T,)
 
 
-def _divergence_rows(logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+def _divergence_rows(logits: Tensor, teacher_logits: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Sum over rows of KL(teacher || student), and its gradient for the student's logits: student - teacher."""
-    student, teacher = logits.log_softmax(1), teacher_logits.log_softmax(1)
+    student, teacher = logits.log_softmax(1), teacher_logits[0].log_softmax(1)
     wanted = teacher.exp()
     return (wanted * (teacher - student)).sum(), student.exp().sub_(wanted)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from accel_train.losses import both_ways
 from accel_train.losses.contrastive import info_nce, sigmoid_loss
 
 B, D = 12, 8
@@ -30,7 +31,7 @@ def shared_positives() -> Tensor:
 def naive_info_nce(image: Tensor, text: Tensor, scale: Tensor, positive: Tensor, smoothing: float) -> Tensor:
     logits = scale * image @ text.T
     target = positive.double() / positive.double().sum(1, keepdim=True)
-    target = (1 - smoothing) * target + smoothing / B
+    target = (1 - smoothing) * target + smoothing / len(target)
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
@@ -53,7 +54,12 @@ def assert_all_close(found: list[Tensor], expected: list[Tensor], tolerance: flo
 @pytest.mark.parametrize("chunk_size", [1, 3, B, 100])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("positives", ["shared", "own"])
-def test_info_nce_equals_the_naive_form(chunk_size: int, smoothing: float, positives: str) -> None:
+@pytest.mark.parametrize("kept", [0, 2 * 3 * B, 2**26])
+def test_info_nce_equals_the_naive_form(
+    kept: int, chunk_size: int, smoothing: float, positives: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kept` logits wait for the second pass: those of one chunk, of some, or all."""
+    monkeypatch.setattr(both_ways, "KEPT_ELEMENTS", kept)
     tensors = features()[:3]
     positive = shared_positives() if positives == "shared" else torch.eye(B, dtype=torch.bool)
     expected = with_gradients(naive_info_nce(*tensors, positive, smoothing), tensors)
@@ -127,6 +133,17 @@ def test_a_small_loss_is_as_exact_as_a_large_one(rows: int) -> None:
     exact = info_nce(image.double(), text.double(), scale.double()).item()
     assert exact < 0.1
     assert info_nce(image, text, scale).item() == pytest.approx(exact, abs=2e-7)
+
+
+def test_rows_whose_largest_logits_lie_far_apart_keep_their_loss() -> None:
+    """One shift for all rows would lose those of the smallest: their exponentials are less than fp32's smallest number."""
+    generator = torch.Generator().manual_seed(3)
+    image, text = (torch.randn(24, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    image, text = image * torch.logspace(-1, 1.5, 24)[:, None], text * torch.logspace(1.5, -1, 24)[:, None]
+    scale = torch.tensor([8.0], dtype=torch.float64)
+    exact = naive_info_nce(image, text, scale, torch.eye(24, dtype=torch.bool), 0.0)
+    found = info_nce(image.float(), text.float(), scale.float(), chunk_size=5)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
 
 
 def test_large_scales_do_not_overflow() -> None:

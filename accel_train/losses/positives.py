@@ -1,0 +1,46 @@
+"""Which rows of a batch belong together, found without the mask of all pairs."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+Sharing = Literal["shared", "own"]
+
+
+@dataclass(frozen=True, slots=True)
+class Positives:
+    """Each row with itself, and with every row that agrees with it in one of the keys."""
+
+    rows: Tensor
+    """The rows that agree with another one in some key, ascending, (R,)."""
+    keys: tuple[Tensor, ...]
+    """Their keys, each (R,)."""
+
+    @classmethod
+    def of(cls, sharing: Sharing, image_key: Tensor | None, text_key: Tensor | None, device: torch.device) -> Self:
+        if sharing == "own":
+            return cls(torch.empty(0, dtype=torch.int64, device=device), ())
+        if image_key is None or text_key is None:
+            raise ValueError("positives='shared' needs image_key and text_key")
+        keys = image_key, text_key
+        repeated = torch.zeros(len(image_key), dtype=torch.bool, device=device)
+        for key in keys:
+            _, place, count = key.unique(return_inverse=True, return_counts=True)
+            repeated |= count[place] > 1
+        rows = repeated.nonzero().flatten()
+        return cls(rows, tuple(key[rows] for key in keys))
+
+    def pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Row, counted from start, and column of every positive pair of the rows start to stop; no pair comes twice."""
+        own = torch.arange(start, stop, device=self.rows.device)
+        if not len(self.rows):
+            return own - start, own
+        first, last = torch.searchsorted(self.rows, own.new_tensor([start, stop])).tolist()
+        together = torch.zeros(last - first, len(self.rows), dtype=torch.bool, device=own.device)
+        for key in self.keys:
+            together |= key[first:last, None] == key
+        together.diagonal(first).fill_(False)
+        row, column = together.nonzero(as_tuple=True)
+        return torch.cat([own, self.rows[first + row]]) - start, torch.cat([own, self.rows[column]])
