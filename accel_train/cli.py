@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from accel_train import __version__
+from accel_train.commands.bench import bench
 from accel_train.commands.data import import_, migrate
 from accel_train.commands.find_lr import find_lr
 from accel_train.commands.machine import doctor, schema
 from accel_train.commands.models import embed, evaluate, export
+from accel_train.commands.profile import profile
 from accel_train.commands.report import report
 from accel_train.commands.slurm import slurm
 from accel_train.commands.sweep import sweep
@@ -43,6 +45,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "migrate": migrate,
     "export": export,
     "replay": replay,
+    "bench": bench,
+    "profile": profile,
     "doctor": doctor,
     "schema": schema,
 }

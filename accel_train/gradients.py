@@ -46,10 +46,11 @@ def find_gradients(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses
     An fp16 overflow takes the same global batch again with half the loss scale, so it costs time and no step. What a smaller
     scale does not mend, or can't, is returned as it is, with the loss scale of before.
     """
-    engine, state, share = run.engine, run.state, share_of(run, batch)
+    engine, state = run.engine, run.state
+    engine.whereabouts.begin("preparing a batch")
+    share = share_of(run, batch)
     before = state.loss_scale, state.steps_since_overflow
     while True:
-        engine.whereabouts.begin("forward and backward")
         engine.loss_scale = state.loss_scale
         losses = forward_backward(engine, run.task, share.micro_batches, counts, share.draw)
         engine.whereabouts.begin("gradient norms")

@@ -49,11 +49,15 @@ def summed(engine: Engine, task: Task, micro_batches: list[Batch], draw: Draw) -
     empty = (targets == 0).tolist()
     logged: dict[str, Tensor] = {}
     outputs: Batch = {}
+    here = engine.whereabouts
     for j, batch in enumerate(micro_batches):
         engine.set_sync(last=j == len(micro_batches) - 1)
         with draw(j):
+            here.begin("forward")
             outputs = engine.model(batch)
+            here.begin("loss")
             losses = _no_losses(task, outputs, batch) if empty[j] else losses_of(task, outputs, batch, batch)
+            here.begin("backward")
             engine.backward(_sum(losses) * shares[j])
         for name, value in losses.items():
             logged[name] = logged.get(name, 0) + value.detach() * shares[j]
@@ -77,6 +81,8 @@ def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[
     """
     num, mine = len(micro_batches), slice(sum(counts[: engine.rank]), sum(counts[: engine.rank + 1]))
     pieces: list[Batch] = []
+    here = engine.whereabouts
+    here.begin("forward")
     for j, batch in enumerate(micro_batches):
         engine.set_sync(last=num == 1)
         with draw(j), torch.set_grad_enabled(j == num - 1):
@@ -85,9 +91,12 @@ def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[
     check_gathered(task, kept, micro_batches[-1])
     learnt = [name for name, value in kept.items() if value.requires_grad]
 
+    here.begin("gathering outputs")
     gathered = _gather(engine, task, pieces, counts)
     leaves = {name: value.requires_grad_(name in learnt) for name, value in gathered.items()}
-    losses = losses_of(task, leaves, _loss_batch(engine, task, micro_batches, counts, mine), micro_batches[-1])
+    columns = _loss_batch(engine, task, micro_batches, counts, mine)
+    here.begin("loss")
+    losses = losses_of(task, leaves, columns, micro_batches[-1])
     found = torch.autograd.grad(_sum(losses), [leaves[name] for name in learnt])
     gradients = dict(zip(learnt, found, strict=True))
     losses = {name: value.detach() for name, value in losses.items()}
@@ -101,7 +110,10 @@ def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[
         if turn:
             engine.set_sync(last=turn == num - 1)
         with draw(j):
+            if turn:
+                here.begin("second forward")
             outputs = engine.model(_inputs_of(task, micro_batches[j], learnt, kept)) if turn else kept
+            here.begin("backward")
             engine.backward(_surrogate(task, outputs, gradients, rows, engine.world_size * num))
     return StepLosses(losses, {name: value.detach() for name, value in leaves.items()})
 

@@ -1,6 +1,6 @@
 """Training, in order: an engine, a run set up where it goes on, and the loop. Read this file first."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
@@ -72,22 +72,10 @@ def loop(run: Run) -> None:
     run.log.start_progress(run.total_steps, state.step)
     meter = Meter(engine.device)
     for batch in meter.waiting_for(global_batches(run)):
-        if run.faults.waiting:
-            run.faults.before_step(state.step + 1, engine.bare_model())
-        agreed = agree(run, batch)
-        if agreed.is_saved:
-            settle(run)
-        if agreed.stop is not None:
-            leave(run, agreed.stop)
-        losses, norms = advance(run, batch, agreed.rows)
-        run.log.ledger.took(step_taken(run, batch, agreed, losses, norms))
-        meter.count(sum(agreed.rows))
+        losses, norms = one_step(run, batch, meter)
         if state.skipped_in_a_row > config.nonfinite.max_in_a_row:
             give_up(run, too_many(run, losses, norms))
             return
-        is_logged = run.is_due(config.log.log_every) and not state.skipped_in_a_row
-        summary = log_step(run, batch.epoch, losses, norms, meter) if is_logged else None
-        run.log.progress(state.step, summary)
         if config.data.valid_split is not None and run.is_due(config.evaluation.evaluate_every):
             settle(run)
             evaluate_and_judge(run)
@@ -109,6 +97,25 @@ def loop(run: Run) -> None:
         run.faults.say_what_is_left()
     else:
         next_phase(run)
+
+
+def one_step(run: Run, batch: Step, meter: Meter) -> tuple[StepLosses, Tensor]:
+    """One step with all that is said about it, or, if all ranks agree to stop, none (Stopped). Returns as `take_step`."""
+    state = run.state
+    if run.faults.waiting:
+        run.faults.before_step(state.step + 1, run.engine.bare_model())
+    agreed = agree(run, batch)
+    if agreed.is_saved:
+        settle(run)
+    if agreed.stop is not None:
+        leave(run, agreed.stop)
+    losses, norms = advance(run, batch, agreed.rows)
+    run.engine.whereabouts.begin("logging")
+    run.log.ledger.took(step_taken(run, batch, agreed, losses, norms))
+    meter.count(sum(agreed.rows))
+    is_logged = run.is_due(run.config.log.log_every) and not state.skipped_in_a_row
+    run.log.progress(state.step, log_step(run, batch.epoch, losses, norms, meter) if is_logged else None)
+    return losses, norms
 
 
 def give_up(run: Run, failure: CheckFailed) -> None:
@@ -154,7 +161,7 @@ def say_nothing_to_do(run: Run) -> None:
     run.log.say(f"{run.config.run_dir} {why}: {run.state.step} of {run.total_steps} steps. Nothing to do.")
 
 
-def global_batches(run: Run) -> Iterator[Step]:
+def global_batches(run: Run) -> Generator[Step]:
     """This rank's share of every global batch from the present step to the end of its phase."""
     steps = train_steps(
         run.faults.on_rows_of(run.dataset),

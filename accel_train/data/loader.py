@@ -7,7 +7,7 @@ read. So neither their number nor how they are started changes any value, and a 
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -97,7 +97,7 @@ def train_steps(
     last_step: int,
     seed: int,
     pin_memory: bool,
-) -> Iterator[Step]:
+) -> Generator[Step]:
     """This rank's steps first_step .. last_step - 1, in order.
 
     Samples that can't be read are left out and named in `Step.unreadable`; the caller keeps the budget. `seed` only

@@ -1,12 +1,14 @@
 """A run that is set up as `train` would set it up, takes some steps, and leaves nothing behind in its run_dir."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from torch import Tensor
 
@@ -25,19 +27,25 @@ from accel_train.stopping import StopRequest
 def rehearsal(config: RunConfig, *, quiet: bool) -> Iterator[Run]:
     """The run at its first step, under the present launch. Raises UserError on every rank.
 
-    Its log, and whatever it writes, go to a scratch folder that is removed. Signals are left to Python, so Ctrl-C ends it.
+    Its log, and whatever it writes, go to a scratch folder that is removed, after Ctrl-C and SIGTERM too.
     """
     engine = build_engine(config.model_copy(update={"log": LogSection(log_every=config.log.log_every)}))
     folder = engine.gather_objects(tempfile.mkdtemp(prefix="accel_train_") if engine.is_main else None)[0]
     config = config.model_copy(update={"run_dir": folder, "log": LogSection(log_every=config.log.log_every)})
     log = RunLog(Path(folder), is_main=engine.is_main, rank=engine.rank)
     log.console.quiet = log.console.quiet or quiet
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         yield set_up(config, engine, log, StopRequest(), fresh=False)
     finally:
         log.close()
         engine.close()
         shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,53 @@
+"""`bench`: how fast a configuration trains here."""
+
+from accel_train.commands.arguments import OVERRIDES_HELP, load, make_parser, positive
+from accel_train.errors import UserError
+
+
+def bench(argv: list[str]) -> None:
+    """Measures how fast training is as launched: samples/s, utilisation, memory, waiting, communication, and ratios.
+
+    Ratios are taken in turns in one run: against a bare PyTorch loop, and of a step in micro-batches against the same
+    global batch at once. --data measures the loader alone and says how many workers are enough; --checkpoint measures what
+    a save costs, without a configuration. Nothing is written into run_dir, and nothing is left behind.
+    """
+    parser = make_parser(bench, "torchrun --nproc-per-node 8 -m accel_train bench configs/quickstart.yaml")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="configuration file (YAML)")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help=OVERRIDES_HELP)
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--data", action="store_true", help="the loader alone, with more and more workers")
+    kinds.add_argument("--checkpoint", action="store_true", help="what a checkpoint costs on this file system")
+    parser.add_argument("--warmup", type=positive, metavar="N", help="steps before the clock starts (5)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="steps that are timed (20)")
+    parser.add_argument("--rounds", type=positive, metavar="N", help="rounds in which ways take turns (12)")
+    parser.add_argument("--mebibytes", type=positive, metavar="N", help="with --checkpoint: its size (512)")
+    parser.add_argument("--folder", metavar="FOLDER", help="with --checkpoint: where (default: for temporary files)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_intermixed_args(argv)
+    of_steps = {"--warmup": arguments.warmup, "--steps": arguments.steps, "--rounds": arguments.rounds}
+    of_checkpoints = {"--mebibytes": arguments.mebibytes, "--folder": arguments.folder}
+    if arguments.checkpoint:
+        ignored = of_steps | {"CONFIG": arguments.config}
+    else:
+        ignored = of_checkpoints | ({"--rounds": arguments.rounds} if arguments.data else {})
+    for option, value in ignored.items():
+        if value is not None:
+            kind = "--checkpoint" if arguments.checkpoint else "--data" if arguments.data else "training"
+            raise UserError(f"{option} says nothing about {kind}, so it would be ignored. Take it out.")
+    if arguments.checkpoint:
+        from accel_train.tools.bench.command import bench_checkpoints
+
+        bench_checkpoints(arguments.mebibytes or 512, arguments.folder, as_json=arguments.json)
+        return
+    if arguments.config is None:
+        raise UserError("bench needs a configuration file, or --checkpoint. `accel-train bench --help` explains it.")
+    config = load(arguments)
+
+    from accel_train.tools.bench.command import Length, bench_data
+    from accel_train.tools.bench.command import bench as run
+
+    length = Length(arguments.warmup or 5, arguments.steps or 20, arguments.rounds or 12)
+    if arguments.data:
+        bench_data(config, length, as_json=arguments.json)
+    else:
+        run(config, length, as_json=arguments.json)

@@ -1,0 +1,59 @@
+"""What the loop costs beside a bare one, and micro-batches beside the whole batch: by `accel-train bench` itself."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from accel_train.tools.bench.figures import Figure
+from tests.distributed.ranks import run_ranks
+
+QUICKSTART = ["configs/quickstart.yaml"]
+VIT = [
+    "configs/small/chinese_clip.yaml",
+    "data.image_size=64",
+    "data.global_batch_size=64",
+    "data.micro_batch_size=64",
+    "model.config.vision_config.hidden_size=192",
+    "model.config.vision_config.intermediate_size=768",
+    "model.config.vision_config.num_hidden_layers=12",
+    "model.config.vision_config.num_attention_heads=3",
+    "model.config.text_config.num_hidden_layers=6",
+]
+NO_WORKERS = "data.num_workers=0"
+
+
+def measured(world_size: int, config: list[str], *overrides: str, rounds: int = 12) -> dict[str, Any]:
+    words = ["bench", *config, NO_WORKERS, *overrides, "--steps=3", "--warmup=2", f"--rounds={rounds}", "--json"]
+    ranks = run_ranks(world_size, "-m", "accel_train", *words)
+    assert [rank.exit_code for rank in ranks] == [0] * world_size, ranks[0].output
+    found: dict[str, Any] = json.loads(ranks[0].output[ranks[0].output.index("{\n") :])
+    return found
+
+
+@pytest.mark.parametrize("model", ["quickstart", "vit"])
+@pytest.mark.parametrize(("world_size", "goal"), [(1, 0.98), (2, 0.97)])
+def test_loop(model: str, world_size: int, goal: float, record: Callable[[Figure], None]) -> None:
+    config = {"quickstart": QUICKSTART, "vit": VIT}[model]
+    share = (128 if model == "quickstart" else 64) // world_size
+    value, spread = measured(world_size, config, f"data.micro_batch_size={share}")["to_bare_loop"]
+    ranks = "one process" if world_size == 1 else f"DDP on {world_size} processes over gloo"
+    what = {"quickstart": "quickstart.yaml (ConvNeXt and BERT, 1.0 M)", "vit": "12-layer ViT-tiny and 6-layer BERT"}[
+        model
+    ]
+    how = f"accel-train bench: samples/s over those of a bare PyTorch loop on batches in memory; {what}, {ranks}, one thread"
+    record(Figure(f"loop/{model}_{world_size}", value, spread, goal, how))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "goal"),
+    [("full", [], 1.30), ("frozen_image", ["optimizer.towers.image.lr=0"], 1.05)],
+)
+def test_cached_step(name: str, overrides: list[str], goal: float, record: Callable[[Figure], None]) -> None:
+    value, spread = measured(1, VIT, "data.micro_batch_size=8", *overrides)["to_whole_batch"]
+    how = (
+        "accel-train bench: time of a step in 8 micro-batches over that of the same global batch at once; 12-layer ViT-tiny "
+        f"and 6-layer BERT, {'the image tower frozen' if overrides else 'all layers trained'}, one process, one thread"
+    )
+    record(Figure(f"step/cached_{name}", value, spread, goal, how, better="lower"))

@@ -1,0 +1,139 @@
+"""Speed on a CUDA device, for `make bench-gpu`: samples/s, utilisation, memory, and the largest exact batch.
+
+Weights are random, which changes no figure, and the data is in the package or made up: nothing is downloaded.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from accel_train.tools.bench.figures import Figure
+from tests import labelled
+from tests.short_runs import ROOT
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
+TOWERS = [
+    {"name": "image", "lr": 1e-5, "layers": "chinese_clip_image"},
+    {"name": "text", "lr": 1e-5, "layers": "chinese_clip_text"},
+    {"name": "heads", "lr": 1e-5, "layers": [r"^visual_projection\.", r"^text_projection\."]},
+    {"name": "temperature", "lr": 1e-5, "layers": ["^logit_scale$"]},
+]
+
+
+def contrastive(size: str, batch: int, micro_batch: int) -> dict[str, Any]:
+    """A Chinese-CLIP of this size on the emoji inside the package, scaled to its 224 px."""
+    return {
+        "run_dir": "runs/bench",
+        "max_steps": 1000,
+        "precision": "bf16",
+        "model": {"type": "chinese_clip", "size": size, "attention": "sdpa"},
+        "data": {
+            "path": "sample:emoji-zh",
+            "valid_split": None,
+            "tokenizer": "dataset:tokenizer",
+            "max_text_length": 52,
+            "image_size": 224,
+            "global_batch_size": batch,
+            "micro_batch_size": micro_batch,
+            "num_workers": 12,
+        },
+        "optimizer": {"towers": TOWERS},
+        "compute": {"compile": True},
+    }
+
+
+def classifier(folder: Path) -> dict[str, Any]:
+    """A LLaMA of 1.0 G parameters on made-up texts, each of 512 tokens."""
+    return {
+        "task": "sequence_classification",
+        "run_dir": "runs/bench",
+        "max_steps": 1000,
+        "precision": "bf16",
+        "model": {
+            "architecture": "llama",
+            "attention": "sdpa",
+            "config": {
+                "hidden_size": 2048,
+                "intermediate_size": 5632,
+                "num_hidden_layers": 22,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 4,
+            },
+        },
+        "data": {
+            "path": str(labelled.write_dataset(folder / "texts", train=2000)),
+            "valid_split": None,
+            "tokenizer": "dataset:tokenizer",
+            "max_text_length": 512,
+            "pad_to_multiple_of": 512,
+            "global_batch_size": 64,
+            "micro_batch_size": 64,
+            "num_workers": 4,
+        },
+        "optimizer": {"towers": [{"name": "decoder", "lr": 1e-5, "layers": "llama"}]},
+        "compute": {"compile": True},
+    }
+
+
+def benched(config: dict[str, Any], folder: Path, *arguments: str) -> dict[str, Any]:
+    """What `accel-train bench --json` finds."""
+    path = folder / "bench.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [sys.executable, "-m", "accel_train", "bench", str(path), *arguments, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["device"] == "cuda"
+    return found
+
+
+def figures(name: str, found: dict[str, Any], what: str) -> list[Figure]:
+    """Throughput without a goal, utilisation with one, the loop, and memory."""
+    how = f"accel-train bench: {what}, bf16, compiled blocks, fused AdamW, sdpa; {found['peak']}"
+    rate, spread = found["samples_per_second"], found["samples_per_second_spread"]
+    taken = [
+        Figure(f"gpu/{name}_samples_per_second", rate, spread, None, how, unit="samples/s"),
+        Figure(f"gpu/{name}_mfu", found["mfu"], found["mfu"] * spread / rate, 0.5, how),
+        Figure(f"gpu/{name}_memory", found["peak_memory_gib"][0], 0.0, None, how, better="lower", unit="GiB"),
+        Figure(f"gpu/{name}_waiting_for_data", found["waiting_for_data"], 0.01, 0.02, how, better="lower"),
+    ]
+    if found["to_bare_loop"] is not None:
+        taken.append(Figure(f"gpu/{name}_loop", *found["to_bare_loop"], 0.98, how))
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "batch", "micro_batch"),
+    [("vit_b_16_at_4096", "vit_b_16", 4096, 1024), ("vit_l_14_at_1024", "vit_l_14", 1024, 256)],
+)
+def test_contrastive(
+    name: str, size: str, batch: int, micro_batch: int, record: Callable[[Figure], None], tmp_path: Path
+) -> None:
+    found = benched(contrastive(size, batch, micro_batch), tmp_path, "--steps=10", "--warmup=3", "--rounds=6")
+    for figure in figures(
+        name, found, f"Chinese-CLIP {size}, a global batch of {batch} in micro-batches of {micro_batch}"
+    ):
+        record(figure)
+
+
+def test_classifier_of_a_billion(record: Callable[[Figure], None], tmp_path: Path) -> None:
+    found = benched(classifier(tmp_path), tmp_path, "--steps=10", "--warmup=3", "--rounds=6")
+    for figure in figures("llama_1b", found, "a LLaMA of 22 layers of width 2,048, 64 texts padded to 512 tokens"):
+        record(figure)
+    tokens = found["samples_per_second"] * 512
+    record(
+        Figure(
+            "gpu/llama_1b_tokens_per_second",
+            tokens,
+            0.0,
+            None,
+            "samples/s times 512, padding included",
+            unit="tokens/s",
+        )
+    )
