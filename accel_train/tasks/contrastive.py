@@ -15,7 +15,7 @@ from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset, capti
 from accel_train.data.tokenizer_files import export_tokenizer
 from accel_train.errors import UserError
 from accel_train.losses.contrastive import info_nce, sigmoid_loss
-from accel_train.metrics.retrieval import in_batch_accuracy, recall_at
+from accel_train.metrics.retrieval import in_batch_accuracy, recall_both_ways
 from accel_train.models.build import adapt_to_training, build_contrastive_model
 from accel_train.models.cn_clip_files import cn_clip_optimizer_state
 from accel_train.models.contrastive_model import ContrastiveModel
@@ -156,13 +156,10 @@ class ContrastiveTask(Task):
         texts = _in_order(predictions["text_features"], predictions["text_row"])
         scores: dict[str, float] = {}
         try:
-            recall = {
-                "text_to_image": recall_at(texts, images, matches.flip(1), ks=RECALL_AT),
-                "image_to_text": recall_at(images, texts, matches, ks=RECALL_AT),
-            }
+            to_text, to_image = recall_both_ways(images, texts, matches, ks=RECALL_AT)
         except ValueError as error:
             raise UserError(f"{self.config.data.path}, split {split}: recall can't be taken, {error}.") from error
-        for direction, values in recall.items():
+        for direction, values in (("text_to_image", to_image), ("image_to_text", to_text)):
             scores |= {f"{direction}_recall@{k}": value for k, value in values.items()}
             scores[f"{direction}_mean_recall"] = sum(values.values()) / len(values)
         scores["mean_recall"] = (scores["text_to_image_mean_recall"] + scores["image_to_text_mean_recall"]) / 2
