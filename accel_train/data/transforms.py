@@ -2,7 +2,8 @@
 
 `exact` decodes the whole image and takes Pillow's bicubic filter, pixel for pixel what torchvision's transforms and with
 them the original Chinese-CLIP give. `fast` takes half the time, and less for large photographs: torch's filter, which
-rounds differently, and JPEGs much larger than needed decoded at 1/2, 1/4 or 1/8 of their size.
+rounds differently, and JPEGs much larger than needed decoded at 1/2, 1/4 or 1/8 of their size, by simplejpeg where it is
+installed. Pixels are copied as rarely as the libraries let us: at these sizes each copy costs as much as a filter's pass.
 """
 
 import hashlib
@@ -13,12 +14,14 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from accel_train.data.auto_augment import auto_augment as auto_augmented
+from accel_train.data.fast_jpeg import fast_decoded
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused: a few kB can claim to be gigabytes of pixels."""
@@ -130,42 +133,58 @@ def sample_generator(purpose: str, seed: int, epoch: int, sample: int) -> random
 
 def to_tensor(pixels: Image.Image) -> Tensor:
     """(3, height, width) uint8 of an RGB image."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+    return _channels(pixels)[:3].contiguous()
 
 
-def part_scaled(image: Image.Image, box: Box, size: int, decoding: Decoding) -> Image.Image:
-    """The part `box` of an opened image, decoded and scaled to size x size by an antialiased bicubic filter."""
+def _channels(pixels: Image.Image) -> Tensor:
+    """(3 or 4, height, width) uint8 over an RGB image's own memory, whose fourth channel means nothing, or over a copy."""
+    try:
+        flat = torch.from_dlpack(pa.array(pixels).values)
+    except ValueError:  # Pillow keeps images of more than 16 MiB in several parts
+        flat = torch.from_numpy(np.array(pixels))
+    return flat.view(pixels.height, pixels.width, -1).permute(2, 0, 1)
+
+
+def part_scaled(data: bytes, image: Image.Image, box: Box, size: int, decoding: Decoding) -> Tensor:
+    """(3, size, size) uint8: the part `box`, scaled by an antialiased bicubic filter. `image` is `data` opened."""
     if decoding == "exact":
-        return decode(image, box).resize((size, size), Image.Resampling.BICUBIC)
-    values = torch.from_numpy(np.array(decode(image, box, size))).permute(2, 0, 1).unsqueeze(0)
-    if values.shape[-2:] != (size, size):
-        values = interpolate(values, size=(size, size), mode="bicubic", antialias=True)
-    return Image.fromarray(values[0].permute(1, 2, 0).numpy())
+        return to_tensor(decode(image, box).resize((size, size), Image.Resampling.BICUBIC))
+    pixels = fast_decoded(data, image, math.ceil(size / box.width), math.ceil(size / box.height))
+    if pixels is None:
+        channels = _channels(decode(image, box, size))
+    else:
+        left, top, right, bottom = _pixels(box, pixels.shape[1], pixels.shape[0])
+        channels = torch.from_numpy(pixels)[top:bottom, left:right].permute(2, 0, 1)
+    if channels.shape[-2:] != (size, size):
+        channels = interpolate(channels.unsqueeze(0), size=(size, size), mode="bicubic", antialias=True)[0]
+    return channels[:3].contiguous()
 
 
-def middle_scaled(image: Image.Image, size: int, decoding: Decoding) -> Image.Image:
-    """An opened image with its shorter side scaled to `size`, and the middle of the longer one cut out.
+def middle_scaled(data: bytes, image: Image.Image, size: int, decoding: Decoding) -> Tensor:
+    """(3, size, size) uint8: the shorter side scaled to `size`, the middle of the longer one cut out. `image` as above.
 
     `exact` rounds as torchvision's Resize and CenterCrop do; `fast` cuts first.
     """
     if decoding == "fast":
-        return part_scaled(image, central_square(image.width, image.height), size, decoding)
+        return part_scaled(data, image, central_square(image.width, image.height), size, decoding)
     shorter = min(image.size)
     width, height = int(size * image.width / shorter), int(size * image.height / shorter)
     if width * height > MAX_PIXELS:
         raise UnreadableImage(f"{image.width} x {image.height} is too narrow to be scaled and cut to {size}")
     left, top = round((width - size) / 2), round((height - size) / 2)
     whole = decode(image).resize((width, height), Image.Resampling.BICUBIC)
-    return whole.crop((left, top, left + size, top + size))
+    return to_tensor(whole.crop((left, top, left + size, top + size)))
 
 
-def _unaugmented(image: Image.Image, size: int, resize: Resize, decoding: Decoding) -> Image.Image:
-    return part_scaled(image, WHOLE, size, decoding) if resize == "squash" else middle_scaled(image, size, decoding)
+def _unaugmented(data: bytes, image: Image.Image, size: int, resize: Resize, decoding: Decoding) -> Tensor:
+    if resize == "squash":
+        return part_scaled(data, image, WHOLE, size, decoding)
+    return middle_scaled(data, image, size, decoding)
 
 
 def evaluation_image(data: bytes, size: int, resize: Resize, decoding: Decoding = "exact") -> Tensor:
     """(3, size, size) uint8: both sides scaled to `size`, or the shorter one and the middle cut out."""
-    return to_tensor(_unaugmented(open_image(data), size, resize, decoding))
+    return _unaugmented(data, open_image(data), size, resize, decoding)
 
 
 def training_image(
@@ -188,9 +207,11 @@ def training_image(
     flip = generator.random() < horizontal_flip
     if crop_scale is not None:
         box = random_box(image.width, image.height, crop_scale, crop_aspect, generator)
-        pixels = part_scaled(image, box, size, decoding)
+        pixels = part_scaled(data, image, box, size, decoding)
     else:
-        pixels = _unaugmented(image, size, resize, decoding)
+        pixels = _unaugmented(data, image, size, resize, decoding)
     if flip:
-        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return to_tensor(auto_augmented(pixels, generator) if auto_augment else pixels)
+        pixels = pixels.flip(-1)
+    if auto_augment:
+        return to_tensor(auto_augmented(Image.fromarray(pixels.permute(1, 2, 0).numpy()), generator))
+    return pixels

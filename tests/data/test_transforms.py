@@ -129,6 +129,15 @@ def test_a_small_crop_is_not_drafted_below_the_size_asked_for() -> None:
     assert decode(open_image(data), WHOLE, 100).size == (100, 100)
 
 
+@pytest.mark.parametrize("decoding", ["exact", "fast"])
+def test_images_of_many_megabytes_come_out_the_same(decoding: str) -> None:
+    """Pillow keeps more than 16 MiB in several parts, which can't be looked at without a copy."""
+    image = smooth_image(2100, 2050)
+    found = evaluation_image(encoded(image, "PPM"), 64, "squash", decoding)  # type: ignore[arg-type]
+    wanted = to_tensor(image.resize((64, 64), Image.Resampling.BICUBIC))
+    assert (found.int() - wanted.int()).abs().max() <= 2
+
+
 def test_transparency_lies_over_white() -> None:
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (0, 0, 2, 4))
