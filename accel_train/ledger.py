@@ -7,19 +7,22 @@ and the line without it, so a line that was changed, added or taken out breaks t
 
 import hashlib
 import json
-import math
+import mmap
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from torch import Tensor
 
-from accel_train.json_text import read_json
+from accel_train.json_text import lines_from_end, read_json
 
 LEDGER_FILE = "ledger.jsonl"
+CHECKED_LINES = 10_000
+"""The last lines, whose chain is checked at a resume."""
 Line = dict[str, Any]
 
 
@@ -59,18 +62,22 @@ class Ledger:
         self._failure: OSError | None = None
 
     def rewind(self, step: int) -> str | None:
-        """Drops the lines of later steps and a torn last one, to go on from there. Returns what is wrong with the rest."""
+        """Drops the lines of later steps and a torn last one, to go on from there.
+
+        Returns what is wrong with the last of the others. All of a million lines would take longer than the first step.
+        """
         self._taken = None
         if not self.is_main:
             return None
         self._close_file()
-        found = read_ledger(self.path, last_step=step)
+        complaint, self._chain, self._launch = None, "", None
         if self.path.exists():
-            os.truncate(self.path, found.num_bytes)
-        self._chain = found.lines[-1]["chain"] if found.lines else ""
-        self._launch = next((line["launch"] for line in reversed(found.lines) if "launch" in line), None)
+            end = _end_of_step(self.path, step)
+            os.truncate(self.path, end)
+            self._chain, complaint = _check_end(self.path)
+            self._launch = _last_launch(self.path)
         self._file = self.path.open("a", encoding="utf-8")
-        return found.complaint
+        return complaint
 
     def launched(self, step: int, launch: Line) -> None:
         """Notes what computes the steps after `step`, if it is another than before."""
@@ -123,8 +130,6 @@ class Ledger:
 @dataclass(slots=True)
 class LedgerContent:
     lines: list[Line]
-    num_bytes: int
-    """Of these lines in the file."""
     complaint: str | None
     """Where the chain is broken for the first time."""
 
@@ -138,33 +143,66 @@ class LedgerContent:
         return launches[-1]["launch"] if launches else None
 
 
-def read_ledger(path: Path, *, last_step: int | None = None) -> LedgerContent:
-    """All lines but a torn last one, or up to the last one of that step or an earlier one. None where there is no file.
+def read_ledger(path: Path) -> LedgerContent:
+    """All lines but a torn last one, with the whole chain checked. None where there is no file.
 
     Steps go up, except where the run went back to a checkpoint: then those after it come again.
     """
     if not path.exists():
-        return LedgerContent([], 0, None)
+        return LedgerContent([], None)
     lines: list[Line] = []
-    ends, first_wrong, complaint, chain = [0], math.inf, None, ""
+    complaint, chain = None, ""
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         line = _parsed(text)
         if line is None and not text.endswith(b"\n"):
             break
-        if line is None or _linked(chain, line) != line["chain"]:
-            first_wrong = min(first_wrong, number)
-        ends.append(ends[-1] + len(text))
-        lines.append(line or {"step": -1, "chain": chain, "launch": None})
-        chain = lines[-1]["chain"]
-    if last_step is not None:
-        kept = max((number for number, line in enumerate(lines, 1) if 0 <= line["step"] <= last_step), default=0)
-        lines = lines[:kept]
-    if first_wrong <= len(lines):
-        complaint = (
-            f"{path}, line {first_wrong} does not continue the chain: it or a line before it was changed, added or taken "
-            "out"
-        )
-    return LedgerContent([line for line in lines if line["step"] >= 0], ends[len(lines)], complaint)
+        if complaint is None and (line is None or _linked(chain, line) != line["chain"]):
+            complaint = _broken(path, number)
+        if line is not None and line["step"] >= 0:
+            lines.append(line)
+        chain = chain if line is None else line["chain"]
+    return LedgerContent(lines, complaint)
+
+
+def _end_of_step(path: Path, step: int) -> int:
+    """Where the last line of that step or an earlier one ends."""
+    if step >= 0:
+        for start, text in lines_from_end(path):
+            line = _parsed(text)
+            if line is not None and 0 <= line["step"] <= step:
+                return start + len(text)
+    return 0
+
+
+def _check_end(path: Path) -> tuple[str, str | None]:
+    """The chain after the last line, and where it is broken for the first time in the last CHECKED_LINES lines."""
+    texts = list(islice(lines_from_end(path), CHECKED_LINES + 1))
+    chain, complaint = None if len(texts) > CHECKED_LINES else "", None
+    for start, text in reversed(texts):
+        line = _parsed(text)
+        if complaint is None and chain is not None and (line is None or _linked(chain, line) != line["chain"]):
+            complaint = _broken(path, path.read_bytes()[:start].count(b"\n") + 1)
+        chain = (chain or "") if line is None else line["chain"]
+    return chain or "", complaint
+
+
+def _last_launch(path: Path) -> Line | None:
+    """What the last line about a launch says. Found by its bytes: it may stand a million lines before the end."""
+    if path.stat().st_size == 0:
+        return None
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = len(content)
+        while (place := content.rfind(b'"launch"', 0, place)) >= 0:
+            start = content.rfind(b"\n", 0, place) + 1
+            line = _parsed(content[start : content.find(b"\n", place) + 1])
+            if line is not None and "launch" in line:
+                launch: Line = line["launch"]
+                return launch
+    return None
+
+
+def _broken(path: Path, number: int) -> str:
+    return f"{path}, line {number} does not continue the chain: it or a line before it was changed, added or taken out"
 
 
 def _parsed(text: bytes) -> Line | None:

@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from accel_train.errors import UserError
+from accel_train.json_text import lines_from_end, read_json
 from accel_train.ledger import Ledger
 from accel_train.run_lock import RunLock
 from accel_train.visible import visible
@@ -71,21 +72,17 @@ class RunLog:
     def rewind(self, step: int) -> None:
         """Drops metrics of later steps and a torn last line, so that a resumed run goes on as if it had not been killed.
 
-        The ledger too, whose chain is checked up to there.
+        The ledger too, the end of whose chain is checked up to there. Both are read from their end, so the resume of a long
+        run costs what that of a short one does.
         """
         if not self.is_main:
             return
         if complaint := self.ledger.rewind(step):
             self.warn(f"{complaint}. Training goes on; `accel-train verify --resume` will not trust what lies before.")
         if self.metrics_path.exists():
-            text = self.metrics_path.read_text(encoding="utf-8", errors="replace")
-            kept = [line for line in text.splitlines() if _step_of(line) <= step]
-            aside = self.metrics_path.with_suffix(".rewound")
-            with aside.open("w", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in kept)
-                file.flush()
+            with self.metrics_path.open("r+b") as file:
+                file.truncate(_end_of_step(self.metrics_path, step))
                 os.fsync(file.fileno())
-            aside.replace(self.metrics_path)
         if self._metrics is not None:
             self._metrics.close()
         self._metrics = self._opened(METRICS_FILE)
@@ -211,10 +208,19 @@ class RunLog:
             self._failure = self._failure or error
 
 
-def _step_of(line: str) -> float:
+def _end_of_step(path: Path, step: int) -> int:
+    """Where the last whole metrics line of that step or an earlier one ends. Steps go up; lines after it don't count."""
+    if step >= 0:
+        for start, line in lines_from_end(path):
+            if line.endswith(b"\n") and _step_of(line) <= step:
+                return start + len(line)
+    return 0
+
+
+def _step_of(line: bytes) -> float:
     """The step of a metrics line; a torn line belongs to no step."""
     try:
-        row: dict[str, Any] = json.loads(line)
+        row: dict[str, Any] = read_json(line)
         return float(row["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -93,8 +93,10 @@ def test_a_later_step_is_no_matter_of_the_past(tmp_path: Path) -> None:
     path = write(tmp_path, range(1, 6))
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:4], lines[5]]) + "\n")
-    assert read_ledger(path, last_step=3).complaint is None
     assert read_ledger(path).complaint is not None
+    ledger = Ledger(tmp_path, is_main=True)
+    assert ledger.rewind(3) is None
+    ledger.close()
 
 
 def test_a_line_that_was_lost_is_said_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,3 +135,28 @@ def test_steps_that_were_taken_again_count_once(tmp_path: Path) -> None:
     content = read_ledger(path)
     assert [line["step"] for line in content.lines] == [0, 1, 2, 3, 4, 5, 6, 4, 5]
     assert content.steps()[5]["grad_norm"] == (1.0).hex()
+
+
+def test_a_resume_checks_the_end_of_a_long_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accel_train.ledger.CHECKED_LINES", 4)
+    path = write(tmp_path, range(1, 12))
+    whole = path.read_bytes()
+    lines = whole.decode().splitlines()
+
+    def resumed(tampered: int | None) -> tuple[str | None, bytes]:
+        texts = [line.replace("0x", "0X") if number == tampered else line for number, line in enumerate(lines)]
+        path.write_text("\n".join(texts) + "\n")
+        ledger = Ledger(tmp_path, is_main=True)
+        complaint = ledger.rewind(9)
+        ledger.launched(9, LAUNCH)  # stands further up than what is checked, and is known all the same
+        for step in (10, 11):
+            ledger.took(taken(step))
+        ledger.close()
+        return complaint, path.read_bytes()
+
+    assert resumed(None) == (None, whole)
+    assert resumed(3)[0] is None, "before the lines that a resume checks"
+    complaint = read_ledger(path).complaint
+    assert complaint is not None and "line 4 " in complaint
+    complaint = resumed(8)[0]
+    assert complaint is not None and "line 9 " in complaint
