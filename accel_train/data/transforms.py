@@ -19,6 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.utils.dlpack import from_dlpack
 
 from accel_train.data.auto_augment import auto_augment as auto_augmented
 from accel_train.data.fast_jpeg import fast_decoded
@@ -139,7 +140,7 @@ def to_tensor(pixels: Image.Image) -> Tensor:
 def _channels(pixels: Image.Image) -> Tensor:
     """(3 or 4, height, width) uint8 over an RGB image's own memory, whose fourth channel means nothing, or over a copy."""
     try:
-        flat = torch.from_dlpack(pa.array(pixels).values)
+        flat = from_dlpack(pa.array(pixels).values)
     except ValueError:  # Pillow keeps images of more than 16 MiB in several parts
         flat = torch.from_numpy(np.array(pixels))
     return flat.view(pixels.height, pixels.width, -1).permute(2, 0, 1)
