@@ -66,5 +66,6 @@ def _count_unreadable(run: Run, batch: Step, new: int) -> None:
     if run.state.unreadable > budget:
         raise UserError(
             f"{run.state.unreadable} samples can't be read, and data.max_unreadable_samples is {budget}. They are named "
-            "above. Mend or remove them (`accel-train import` checks every record), or raise the budget."
+            "above. Mend or remove them (`accel-train import` checks every record), or raise the budget.",
+            code="AT505",
         )

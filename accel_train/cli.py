@@ -15,7 +15,9 @@ from typing import NoReturn
 from accel_train import __version__
 from accel_train.commands.bench import bench
 from accel_train.commands.data import import_, migrate
+from accel_train.commands.explain import explain
 from accel_train.commands.find_lr import find_lr
+from accel_train.commands.init import init
 from accel_train.commands.machine import doctor, schema
 from accel_train.commands.models import embed, evaluate, export
 from accel_train.commands.profile import profile
@@ -24,7 +26,7 @@ from accel_train.commands.slurm import slurm
 from accel_train.commands.sweep import sweep
 from accel_train.commands.training import plan, replay, train
 from accel_train.commands.verify import verify
-from accel_train.errors import DONE, OUTCOME_FILE, CheckFailed, Stopped, UserError
+from accel_train.errors import DONE, OUTCOME_FILE, CheckFailed, Stopped, UserError, explained_by
 from accel_train.visible import visible
 
 INTERRUPTED = 130
@@ -32,6 +34,7 @@ INTERRUPTED = 130
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "init": init,
     "train": train,
     "plan": plan,
     "verify": verify,
@@ -49,6 +52,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "profile": profile,
     "doctor": doctor,
     "schema": schema,
+    "explain": explain,
 }
 
 
@@ -81,7 +85,8 @@ def main(argv: list[str] | None = None) -> int:
         _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except (UserError, CheckFailed, Stopped) as error:
-        print(f"{_speaker()}: {visible(str(error))}", file=sys.stderr)
+        pointer = "" if error.code is None else f" {explained_by(error.code)}"
+        print(f"{_speaker()}: {visible(str(error))}{pointer}", file=sys.stderr)
         _leave_outcome(error.outcome, str(error))
         return error.exit_code
     except KeyboardInterrupt:

@@ -9,7 +9,20 @@ OUTCOME_FILE = "ACCEL_TRAIN_OUTCOME"
 """The environment variable that names the file for the outcome: one line with its word and the message."""
 
 
-class UserError(Exception):
+def explained_by(code: str) -> str:
+    """Where more stands about a message, to follow it."""
+    return f"({code}: accel-train explain {code})"
+
+
+class _Ending(Exception):
+    """`code` names a section of docs/errors.md, which `accel-train explain CODE` prints; the message is complete without."""
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class UserError(_Ending):
     """Bad configuration, data or launch: nothing was started. Exit code 2."""
 
     exit_code = 2
@@ -22,14 +35,14 @@ class NotNow(UserError):
     outcome = "failed"
 
 
-class CheckFailed(Exception):
+class CheckFailed(_Ending):
     """The command ran and what it checked does not hold, or training cannot go on. Exit code 1."""
 
     exit_code = 1
     outcome = "failed"
 
 
-class Stopped(Exception):
+class Stopped(_Ending):
     """The run was asked to stop, and a checkpoint was written: requeue it. Exit code 75."""
 
     exit_code = 75

@@ -138,7 +138,8 @@ def too_many(run: Run, losses: StepLosses, norms: Tensor) -> CheckFailed:
     return CheckFailed(
         f"step {state.step}: {in_words(run, losses, norms)}. This is the {state.skipped_in_a_row}. step in a row, and "
         f"nonfinite.max_in_a_row is {allowed}. No weight was changed by such a step, and the last checkpoint, if there is "
-        f"one, is good: {remedy}"
+        f"one, is good: {remedy}",
+        code="AT600",
     )
 
 

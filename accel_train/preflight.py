@@ -58,7 +58,9 @@ def preflight(engine: Engine, config: RunConfig, run_dir: Path | None) -> list[s
         *(_unshared(engine, run_dir, hosts) if run_dir is not None else ()),
     ]
     if problems:
-        raise NotNow("the ranks of this launch don't fit together, so nothing was started. " + " ".join(problems))
+        raise NotNow(
+            "the ranks of this launch don't fit together, so nothing was started. " + " ".join(problems), code="AT206"
+        )
     return [
         f"preflight: {engine.world_size} ranks on {len(set(hosts))} hosts share configuration, code, packages, clock and "
         f"folder; {time.monotonic() - began:.2f} s"

@@ -79,7 +79,8 @@ def check_resumable(saved: dict[str, Any], config: RunConfig, dataset_fingerprin
     if saved["dataset_fingerprint"] != dataset_fingerprint:
         raise UserError(
             f"data.path: {config.data.path} holds other training samples than the ones {config.run_dir} was trained on, "
-            "so the order would change. Restore the dataset, or start a new run_dir with initialize_from."
+            "so the order would change. Restore the dataset, or start a new run_dir with initialize_from.",
+            code="AT300",
         )
     changes = config_changes(saved["config"], config.model_dump(mode="json"))
     forbidden = [change for change in changes if change[0].startswith(FIXED) or not change[0].startswith(MAY_CHANGE)]
@@ -87,7 +88,8 @@ def check_resumable(saved: dict[str, Any], config: RunConfig, dataset_fingerprin
         listed = "; ".join(f"{path} was {old!r}, is {new!r}" for path, old, new in forbidden)
         raise UserError(
             f"{config.run_dir} can't be resumed with another configuration: {listed}. Restore these values, or start a "
-            "new run_dir with initialize_from."
+            "new run_dir with initialize_from.",
+            code="AT300",
         )
     for path, old, new in changes:
         if path != "run_dir":

@@ -130,7 +130,8 @@ def _take(path: Path, me: Owner, what: str, say: Callable[[str], None]) -> int:
             if is_dead is False:
                 raise NotNow(
                     f"{what}{f' ({found})' if found else ''}, and two would overwrite each other. End it, or choose another "
-                    "folder."
+                    "folder.",
+                    code="AT306",
                 )
             if is_dead and _is_at(file, path):
                 os.pwrite(file, json.dumps(asdict(me)).encode().ljust(RECORD_BYTES), 0)

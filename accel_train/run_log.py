@@ -25,6 +25,7 @@ from rich.progress import (
 from accel_train.errors import UserError
 from accel_train.json_text import lines_from_end, read_json
 from accel_train.ledger import Ledger
+from accel_train.quiet import is_quiet
 from accel_train.run_lock import RunLock
 from accel_train.visible import visible
 
@@ -66,7 +67,8 @@ class RunLog:
                 self._lock = self._locked()
         except OSError as error:
             raise UserError(
-                f"run_dir: {run_dir} can't be written: {error.strerror}. Choose another folder, or mend this one."
+                f"run_dir: {run_dir} can't be written: {error.strerror}. Choose another folder, or mend this one.",
+                code="AT305",
             ) from error
 
     def rewind(self, step: int) -> None:
@@ -112,10 +114,11 @@ class RunLog:
         os.fsync(self._metrics.fileno())
         self.ledger.sync()
 
-    def say(self, message: str) -> None:
-        """One line from rank 0, on the terminal and in run.log."""
+    def say(self, message: str, *, is_result: bool = False) -> None:
+        """One line from rank 0, on the terminal and in run.log; with --quiet on the terminal only a result or a warning."""
         if self.is_main:
-            self._print(visible(message), markup=False, soft_wrap=True)
+            if is_result or not is_quiet() or message.startswith("warning:"):
+                self._print(visible(message), markup=False, soft_wrap=True)
             self.note(message)
 
     def note(self, message: str) -> None:
@@ -126,7 +129,8 @@ class RunLog:
     def show(self, thing: RenderableType) -> None:
         """A table or another rich object from rank 0."""
         if self.is_main and self._log is not None:
-            self._print(thing)
+            if not is_quiet():
+                self._print(thing)
             drawing = io.StringIO()
             Console(file=drawing, width=140, color_system=None).print(thing)
             self._write(self._log, drawing.getvalue())
@@ -141,7 +145,7 @@ class RunLog:
 
     def start_progress(self, total_steps: int, done: int) -> None:
         """A live bar on a terminal; in a file, `progress` writes plain lines instead."""
-        if self.is_main and self.console.is_terminal:
+        if self.is_main and self.console.is_terminal and not self.console.is_dumb_terminal and not is_quiet():
             self._progress = Progress(
                 TextColumn("[bold]step"),
                 BarColumn(bar_width=None),
@@ -161,7 +165,7 @@ class RunLog:
         if self._progress is not None and self._bar is not None:
             self._progress.update(self._bar, completed=step, description=summary)
         if summary is not None and self.is_main:
-            if self._progress is None:
+            if self._progress is None and not is_quiet():
                 self._print(summary, markup=False, soft_wrap=True)
             self.note(summary)
 

@@ -119,7 +119,8 @@ def find_resumable(
     found = checkpoints.newest_valid(lambda saved: not is_abandoned(saved, rollbacks))
     if fresh and engine.gather_objects(bool(found) or (Path(config.run_dir) / METRICS_FILE).exists())[0]:
         raise UserError(
-            f"run_dir: {config.run_dir} holds a run and --fresh was given; nothing is overwritten. Choose another run_dir."
+            f"run_dir: {config.run_dir} holds a run and --fresh was given; nothing is overwritten. Choose another run_dir.",
+            code="AT301",
         )
     if found is None and rollbacks:
         raise UserError(

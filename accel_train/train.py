@@ -93,7 +93,7 @@ def loop(run: Run) -> None:
             if state.best_score is None
             else f"; best {run.task.best_score} {state.best_score:.4f} at step {state.best_step}"
         )
-        run.log.say(f"done: {state.step} steps{best}; checkpoints in {run.checkpoints.root}")
+        run.log.say(f"done: {state.step} steps{best}; checkpoints in {run.checkpoints.root}", is_result=True)
         run.faults.say_what_is_left()
     else:
         next_phase(run)
@@ -158,7 +158,9 @@ def leave(run: Run, why: str) -> NoReturn:
 def say_nothing_to_do(run: Run) -> None:
     """For a run that was at its end when it was started."""
     why = "is complete" if run.state.step >= run.total_steps else "stopped early"
-    run.log.say(f"{run.config.run_dir} {why}: {run.state.step} of {run.total_steps} steps. Nothing to do.")
+    run.log.say(
+        f"{run.config.run_dir} {why}: {run.state.step} of {run.total_steps} steps. Nothing to do.", is_result=True
+    )
 
 
 def global_batches(run: Run) -> Generator[Step]:

@@ -24,10 +24,12 @@ from datetime import datetime
 from pathlib import Path
 
 from accel_train.engine.engine import Engine
+from accel_train.errors import explained_by
 from accel_train.rank_names import name_ranks
 from accel_train.run_log import LOG_FILE
 
 FOLDER = ".ranks"
+HANG = "AT603"
 LOOKS = 20
 """In the time of the limit."""
 READINGS = 6
@@ -171,7 +173,10 @@ class Watchdog:
         said = f"{first_line}\n{rest}\n" if names_all else f"{first_line} This rank: {self.here}.\n"
         speaker = f"rank {self.rank} of {self.world_size}" if self.world_size > 1 else "watchdog"
         with suppress(OSError):
-            os.write(sys.stderr.fileno(), f"accel-train ({speaker}): {said}What it was doing: {own_file}\n".encode())
+            os.write(
+                sys.stderr.fileno(),
+                f"accel-train ({speaker}): {said}What it was doing: {own_file} {explained_by(HANG)}\n".encode(),
+            )
         files = threading.Thread(target=self._leave_files, args=(text, own_file, names_all), daemon=True)
         files.start()
         files.join(LONGEST_REPORT)

@@ -73,7 +73,8 @@ def load_into_model(folder: Path, model: nn.Module) -> None:
     if differing:
         raise UserError(
             f"{folder} does not fit the model of this configuration: {len(differing)} names or shapes differ, for example "
-            f"{', '.join(differing[:4])}."
+            f"{', '.join(differing[:4])}.",
+            code="AT302",
         )
     for name, tensor in wanted.items():
         if tensor.is_contiguous():
@@ -86,7 +87,7 @@ def _checked_reader(folder: Path) -> Reader:
     try:
         files.check_files(folder, files.read_state(folder))
     except DamagedCheckpoint as damage:
-        raise UserError(f"{folder} can't be used: {damage}") from damage
+        raise UserError(f"{folder} can't be used: {damage}", code="AT303") from damage
     return Reader(folder)
 
 
@@ -99,9 +100,11 @@ def _check_shape(reader: Reader, kind: str, name: str, shape: Iterable[int], fol
     if found is None:
         raise UserError(
             f"{folder} holds no {kind} of {name}: the model or its frozen layers changed. To start from these weights "
-            "with a fresh optimizer use initialize_from and another run_dir."
+            "with a fresh optimizer use initialize_from and another run_dir.",
+            code="AT302",
         )
     if found != tuple(shape):
         raise UserError(
-            f"{folder}: {name} has shape {found} there and {tuple(shape)} in the model of this configuration."
+            f"{folder}: {name} has shape {found} there and {tuple(shape)} in the model of this configuration.",
+            code="AT302",
         )

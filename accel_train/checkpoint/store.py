@@ -166,7 +166,8 @@ class Checkpoints:
             newest = self.engine.gather_objects([folder.name for folder in all_folders(self.root)])[0]
             raise CheckFailed(
                 f"{self.root}: {'; '.join(failed)}. The last good checkpoint is {newest[0] if newest else 'none'}. "
-                "Free space or mend the disk, then start the same command again."
+                "Free space or mend the disk, then start the same command again.",
+                code="AT304",
             )
         return [result for _, result in outcomes]
 
@@ -193,7 +194,8 @@ class Checkpoints:
         if self._damaged:
             raise UserError(
                 f"{self.root}: none of the {len(found)} checkpoints is whole. Restore one, or move the folder away to "
-                "start anew."
+                "start anew.",
+                code="AT303",
             )
         return None
 

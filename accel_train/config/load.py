@@ -28,7 +28,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if "search" in values:
         raise UserError(
             f"{path}: search: this is a sweep, which only `accel-train sweep {path}` takes. A sweep is a file of its own, "
-            "whose `config` names the configuration that is searched; that one is what every other command takes."
+            "whose `config` names the configuration that is searched; that one is what every other command takes.",
+            code="AT103",
         )
     return check_config(values, overrides, str(path))
 
@@ -37,8 +38,9 @@ def check_config(values: dict[str, Any], overrides: list[str] | tuple[str, ...],
     """The configuration that a mapping and overrides make. Changes `values`. Raises UserError as `load_config` does."""
     secrets = [*secrets_in_overrides(list(overrides)), *secrets_in(values)]
     if secrets:  # alone: other messages would show values
-        raise _as_error(source, secrets)
+        raise _as_error(source, secrets, "AT102")
     problems = apply_overrides(values, list(overrides))
+    code = "AT100"
     try:
         root = config_class(values)
         config = root.model_validate(values)
@@ -47,15 +49,17 @@ def check_config(values: dict[str, Any], overrides: list[str] | tuple[str, ...],
     except ValueError as error:
         problems.append(str(error))
     else:
+        if not problems:
+            code = "AT101"
         problems += check_rules(config)
     if problems:
-        raise _as_error(source, problems)
+        raise _as_error(source, problems, code)
     return config
 
 
-def _as_error(source: str, problems: list[str]) -> UserError:
+def _as_error(source: str, problems: list[str], code: str) -> UserError:
     count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
-    return UserError(f"{source}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
+    return UserError(f"{source}: {count}\n" + "\n".join(f"  {problem}" for problem in problems), code=code)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -63,16 +67,23 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         values = read_yaml(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror}. Give the path of a configuration file.") from error
+        raise UserError(
+            f"{path}: can't be read: {error.strerror}. Give the path of a configuration file.", code="AT103"
+        ) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}: line {line} is not UTF-8. Save the file as UTF-8.") from error
+        raise UserError(f"{path}: line {line} is not UTF-8. Save the file as UTF-8.", code="AT103") from error
     except ValueError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+        raise UserError(f"{path}: not valid YAML: {error}", code="AT103") from error
     if values is None:
-        raise UserError(f"{path}: the file is empty. It must hold the sections of a configuration; see configs/.")
+        raise UserError(
+            f"{path}: the file is empty. It must hold the sections of a configuration; see configs/.", code="AT103"
+        )
     if not isinstance(values, dict):
-        raise UserError(f"{path}: found a {type(values).__name__}; a configuration is a mapping of `key: value` lines.")
+        raise UserError(
+            f"{path}: found a {type(values).__name__}; a configuration is a mapping of `key: value` lines.",
+            code="AT103",
+        )
     return values
 
 

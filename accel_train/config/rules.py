@@ -205,7 +205,8 @@ def num_micro_batches(config: RunConfig, world_size: int) -> int:
     remedy = f", or set micro_batch_size={fitting[-1]}" if fitting else ""
     raise UserError(
         f"data.global_batch_size is {whole}, but micro_batch_size × ranks = {micro} × {world_size} = {at_once} "
-        f"does not divide it. Use {sizes}{remedy}."
+        f"does not divide it. Use {sizes}{remedy}.",
+        code="AT110",
     )
 
 
@@ -217,11 +218,13 @@ def check_last_batch(config: RunConfig, num_samples: int, world_size: int) -> No
         if num_samples < whole:
             raise UserError(
                 f"data.global_batch_size is {whole}, but the training split has {num_samples} samples: with last_batch "
-                "drop, an epoch has no step. Use a smaller batch."
+                "drop, an epoch has no step. Use a smaller batch.",
+                code="AT111",
             )
     elif 0 < left_over < world_size:
         raise UserError(
             f"data.last_batch is keep, but an epoch of {num_samples} samples leaves {left_over} for the last "
             f"batch after {num_samples // whole} of {whole}, fewer than the {world_size} ranks. Use last_batch: drop, "
-            "another global_batch_size, or fewer ranks."
+            "another global_batch_size, or fewer ranks.",
+            code="AT111",
         )

@@ -75,9 +75,13 @@ class ArrowRows:
             try:
                 column.validate(full=True)
             except pa.ArrowInvalid as error:
-                raise UserError(f"{self.path}: {name} is damaged ({error}). Import the dataset again.") from error
+                raise UserError(
+                    f"{self.path}: {name} is damaged ({error}). Import the dataset again.", code="AT501"
+                ) from error
             if column.null_count and name != MAY_LACK:
-                raise UserError(f"{self.path}: {name} lacks {column.null_count} values. Import the dataset again.")
+                raise UserError(
+                    f"{self.path}: {name} lacks {column.null_count} values. Import the dataset again.", code="AT501"
+                )
 
     def _opened(self) -> dict[str, pa.ChunkedArray]:
         if self._process != os.getpid():
@@ -85,7 +89,9 @@ class ArrowRows:
                 options = pa.ipc.IpcReadOptions(use_threads=False)
                 table = pa.ipc.open_file(pa.memory_map(str(self.path)), options=options).read_all()
             except (OSError, pa.ArrowException) as error:
-                raise UserError(f"{self.path}: not a whole Arrow file ({error}). Import the dataset again.") from error
+                raise UserError(
+                    f"{self.path}: not a whole Arrow file ({error}). Import the dataset again.", code="AT501"
+                ) from error
             if table.schema != self.schema:
                 found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
                 wanted = ", ".join(f"{field.name} {field.type}" for field in self.schema)
@@ -136,7 +142,9 @@ def dataset_folder(path: str) -> Path:
             raise UserError(f"data.path: no sample {path!r}; this package holds {names}.")
         return folder
     if not (Path(path) / "dataset.json").is_file():
-        raise UserError(f"data.path: {path} holds no dataset.json. Write a dataset there with `accel-train import`.")
+        raise UserError(
+            f"data.path: {path} holds no dataset.json. Write a dataset there with `accel-train import`.", code="AT500"
+        )
     return Path(path)
 
 
@@ -152,12 +160,15 @@ def read_description(folder: Path, task: str = "contrastive", count: str = "num_
         made_for = description.get("task", "contrastive")
         counted = made_for != task or all(isinstance(split[count], int) for split in splits.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a dataset description ({error!r}). Import the dataset again.") from error
+        raise UserError(
+            f"{path}: not a dataset description ({error!r}). Import the dataset again.", code="AT501"
+        ) from error
     if version != FORMAT_VERSION or not counted:
         raise UserError(f"{path}: format version {version}; this program reads {FORMAT_VERSION}. Import it again.")
     if made_for != task:
         raise UserError(
-            f"data.path: {folder} was imported for the task {made_for}, not for {task}. Import it with --task {task}."
+            f"data.path: {folder} was imported for the task {made_for}, not for {task}. Import it with --task {task}.",
+            code="AT502",
         )
     return description
 
@@ -178,17 +189,20 @@ def open_tables(
     folder = dataset_folder(path)
     splits = read_description(folder, task, count)["splits"]
     if split not in splits:
-        raise UserError(f"{path}: no split {split!r}; it has {', '.join(sorted(splits))}.")
+        raise UserError(f"{path}: no split {split!r}; it has {', '.join(sorted(splits))}.", code="AT503")
     tables = {name: ArrowRows(folder / split / f"{name}.arrow", schema) for name, schema in schemas.items()}
     for name, rows in tables.items():
         described = splits[split].get(f"num_{name}")
         if described != len(rows):
             raise UserError(
                 f"{rows.path}: has {len(rows)} rows, but dataset.json says {described}. They do not belong together; "
-                "import the dataset again."
+                "import the dataset again.",
+                code="AT501",
             )
     if not isinstance(splits[split].get("fingerprint"), str):
-        raise UserError(f"{folder / 'dataset.json'}: the split {split} has no fingerprint. Import the dataset again.")
+        raise UserError(
+            f"{folder / 'dataset.json'}: the split {split} has no fingerprint. Import the dataset again.", code="AT501"
+        )
     check_tables(tables)
     return splits[split], tables
 

@@ -179,7 +179,8 @@ def evaluation_batches(
         if reply.unreadable:
             raise UserError(
                 f"Evaluation needs every sample, but {len(reply.unreadable)} can't be read, the first: "
-                f"{reply.unreadable[0]}. Leave it out: import the dataset again, or take the file out of its folder."
+                f"{reply.unreadable[0]}. Leave it out: import the dataset again, or take the file out of its folder.",
+                code="AT505",
             )
         yield reply.columns | {"row": torch.tensor(batch)}
 
@@ -224,7 +225,8 @@ def read_requests(
                 raise
             raise CheckFailed(
                 f"A loader process ended without a word ({error}). It was killed, ran out of memory, or /dev/shm is "
-                "full. Lower data.num_workers or data.prefetch_batches, or set data.num_workers=0 to see the error itself."
+                "full. Lower data.num_workers or data.prefetch_batches, or set data.num_workers=0 to see the error itself.",
+                code="AT602",
             ) from error
         if num_workers and not pin_memory:  # a tensor in shared memory holds a file descriptor: copy it out, free it
             reply = Reply({name: column.clone() for name, column in reply.columns.items()}, reply.unreadable)
@@ -269,4 +271,4 @@ def _template(dataset: Dataset) -> Batch:
             return {name: value[None] for name, value in dataset.read(row, None).items()}
         except UnreadableSample as error:
             reason = str(error)
-    raise UserError(f"None of the first {MAX_PROBES} samples can be read; the last reason was: {reason}.")
+    raise UserError(f"None of the first {MAX_PROBES} samples can be read; the last reason was: {reason}.", code="AT505")

@@ -91,7 +91,8 @@ class Order:
         if global_batch_size > num_samples:
             raise UserError(
                 f"data.global_batch_size is {global_batch_size}, but the training split has only {num_samples} samples "
-                f"and none may come twice in a batch. Use at most {num_samples}."
+                f"and none may come twice in a batch. Use at most {num_samples}.",
+                code="AT111",
             )
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size

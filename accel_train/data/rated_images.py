@@ -73,7 +73,7 @@ def open_rated_split(path: str, split: str) -> RatedSplit:
     description = read_description(folder, TASK, "num_samples")
     splits = description["splits"]
     if split not in splits:
-        raise UserError(f"{path}: no split {split!r}; it has {', '.join(sorted(splits))}.")
+        raise UserError(f"{path}: no split {split!r}; it has {', '.join(sorted(splits))}.", code="AT503")
     tables = {name: ArrowRows(folder / split / f"{name}.arrow", schema) for name, schema in RATED_SCHEMAS.items()}
     try:
         described = {name: splits[split][f"num_{name}"] for name in tables}

@@ -68,6 +68,12 @@ class CaptionTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a text, special ones included, as far as max_length."""
+        if self._cleaning == "chinese_clip":
+            text = chinese_clip_text(text)
+        return sum(self._tokenizer.encode(text).attention_mask)
+
     def encode(
         self, text: str, *, mask_share: float = 0.0, generator: random.Random | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -114,7 +120,9 @@ def open_tokenizer(
     elif source.is_dir():
         tokenizer, settings = _from_folder(source)
     else:
-        raise UserError(f"data.tokenizer: {path} is neither a folder with a tokenizer nor a vocabulary file.")
+        raise UserError(
+            f"data.tokenizer: {path} is neither a folder with a tokenizer nor a vocabulary file.", code="AT504"
+        )
     mask_token = settings.get("mask_token")
     for name in ("pad_token", "mask_token"):
         if not isinstance(settings.get(name), str | None):
@@ -124,7 +132,7 @@ def open_tokenizer(
             f"data.augmentation.mask_tokens is {mask_tokens}, but the tokenizer {path} has no mask token. Set it to 0."
         )
     if "pad_token" not in settings:
-        raise UserError(f"data.tokenizer: {path} names no pad_token in tokenizer_config.json.")
+        raise UserError(f"data.tokenizer: {path} names no pad_token in tokenizer_config.json.", code="AT504")
     inputs = settings.get("model_input_names")
     return CaptionTokenizer(
         tokenizer,

@@ -30,7 +30,8 @@ def find_tokenizer(tokenizer: str, path: str) -> str:
     if not folder.is_dir():
         raise UserError(
             f"data.tokenizer is {DATASET_TOKENIZER}, but {path} holds no tokenizer. Import it with "
-            "--build-tokenizer, or name a tokenizer folder or vocabulary file."
+            "--build-tokenizer, or name a tokenizer folder or vocabulary file.",
+            code="AT504",
         )
     return str(folder)
 

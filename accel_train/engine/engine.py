@@ -52,7 +52,8 @@ class Engine(ABC):
             raise UserError(
                 f"The launcher started rank {launch.rank} of {launch.world_size}, but Accelerate sees rank "
                 f"{accelerator.process_index} of {accelerator.num_processes}: each rank would train alone. Check that "
-                "ACCELERATE_USE_CPU and the backend fit the hardware (`accel-train doctor` shows them)."
+                "ACCELERATE_USE_CPU and the backend fit the hardware (`accel-train doctor` shows them).",
+                code="AT202",
             )
         # Counts and flags travel over the CPU, so that agreeing on them never waits for the device.
         on_device = self._is_distributed and dist.get_backend() != "gloo"
@@ -84,7 +85,8 @@ class Engine(ABC):
             changed = [k for k in ("name", "base_lr", "weight_decay", "max_grad_norm") if before[k] != after[k]]
             if changed:
                 raise UserError(
-                    f"{self.launch.engine} changed {changed} of parameter group {index} ({before['name']})."
+                    f"{self.launch.engine} changed {changed} of parameter group {index} ({before['name']}).",
+                    code="AT202",
                 )
         return self.model
 
@@ -226,7 +228,7 @@ class Engine(ABC):
             failure = error
         for rank, other in enumerate(self.gather_objects(failure)):
             if other is not None:
-                raise failure or type(other)(f"on rank {rank}: {other}")
+                raise failure or _of_rank(rank, other)
         return result
 
     def share_buffers(self) -> None:
@@ -294,3 +296,11 @@ def run_in(model: nn.Module, precision: str, device_type: str) -> None:
         return {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}
 
     model.forward = in_precision
+
+
+def _of_rank(rank: int, failure: Exception) -> Exception:
+    """Another rank's failure, as this one raises it."""
+    message = f"on rank {rank}: {failure}"
+    return (
+        type(failure)(message, code=failure.code) if isinstance(failure, (UserError, CheckFailed)) else OSError(message)
+    )

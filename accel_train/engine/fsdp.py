@@ -40,7 +40,8 @@ class FullyShardedDataParallel2(TorchOptimizerEngine):
         whole = [name for name, p in self.model.named_parameters() if not isinstance(p, DTensor)]
         if whole or not isinstance(self.model, FSDPModule):
             raise UserError(
-                f"engine fsdp2 was asked for, but {len(whole)} parameters are not sharded, for example {whole[:3]}."
+                f"engine fsdp2 was asked for, but {len(whole)} parameters are not sharded, for example {whole[:3]}.",
+                code="AT202",
             )
 
     def set_sync(self, last: bool) -> None:

@@ -70,9 +70,9 @@ def check_size(step: SlurmStep, world_size: int, environment: Environment) -> No
         "One process alone: srun --nodes=1 --ntasks=1 accel-train train ..."
     )
     if world_size < step.tasks and not _may_shrink(environment):
-        raise UserError(f"{found}WORLD_SIZE is {environment.get('WORLD_SIZE', 'not set')}. {remedy}")
+        raise UserError(f"{found}WORLD_SIZE is {environment.get('WORLD_SIZE', 'not set')}. {remedy}", code="AT205")
     if num_hosts > 1 and int(environment.get("LOCAL_WORLD_SIZE", 0)) >= world_size and not _may_shrink(environment):
-        raise UserError(f"{found}all {world_size} ranks of this launch are on one of them. {remedy}")
+        raise UserError(f"{found}all {world_size} ranks of this launch are on one of them. {remedy}", code="AT205")
 
 
 def _may_shrink(environment: Environment) -> bool:
@@ -93,12 +93,15 @@ def check_address(step: SlurmStep, address: str, *, rank: int, agents_choose: bo
     theirs = _addresses(address)
     host = next((name for name in step.hosts if name == address or theirs & _addresses(name)), None)
     if host is None and (address == "localhost" or (theirs and all(ip_address(ip).is_loopback for ip in theirs))):
-        raise UserError(f"MASTER_ADDR is {address}, by which every host means itself; {rule}. {remedy}")
+        raise UserError(f"MASTER_ADDR is {address}, by which every host means itself; {rule}. {remedy}", code="AT205")
     if host is not None and host != step.hosts[0] and not agents_choose:
-        raise UserError(f"MASTER_ADDR is {address}, which is the host {host}; {rule}, where rank 0 is. {remedy}")
+        raise UserError(
+            f"MASTER_ADDR is {address}, which is the host {host}; {rule}, where rank 0 is. {remedy}", code="AT205"
+        )
     if host is None and rank == 0 and theirs and not agents_choose and not any(_is_ours(ip) for ip in theirs):
         raise UserError(
-            f"MASTER_ADDR is {address}, which is not on {socket.gethostname()}, where rank 0 is; {rule}. {remedy}"
+            f"MASTER_ADDR is {address}, which is not on {socket.gethostname()}, where rank 0 is; {rule}. {remedy}",
+            code="AT205",
         )
 
 

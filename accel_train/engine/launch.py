@@ -26,7 +26,8 @@ def read_launch(config: RunConfig) -> Launch:
         raise UserError(
             f"engine: the configuration says {config.engine}, the launcher says {asked} (ACCELERATE_USE_DEEPSPEED, "
             "ACCELERATE_USE_FSDP). Launch with the file of the same name in launch/, or leave `engine` out of the "
-            "configuration."
+            "configuration.",
+            code="AT200",
         )
     engine = asked or config.engine or "ddp"
     offload = config.zero.offload_optimizer
@@ -34,10 +35,13 @@ def read_launch(config: RunConfig) -> Launch:
         device = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
         offload = offload or device == "cpu"
         if device not in ("none", "cpu"):
-            raise UserError(f"The launcher offloads the optimizer to {device!r}; only 'cpu' and 'none' are supported.")
+            raise UserError(
+                f"The launcher offloads the optimizer to {device!r}; only 'cpu' and 'none' are supported.", code="AT201"
+            )
     elif offload:
         raise UserError(
-            f"zero.offload_optimizer is true, but the engine is {engine}. Set engine to zero1, zero2 or zero3."
+            f"zero.offload_optimizer is true, but the engine is {engine}. Set engine to zero1, zero2 or zero3.",
+            code="AT201",
         )
     _refuse_contradictions(config)
     return place_of_launch(engine, offload_optimizer=offload)
@@ -63,14 +67,16 @@ def _engine_of_launcher() -> str | None:
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         if stage not in ("1", "2", "3"):
             raise UserError(
-                f"ACCELERATE_DEEPSPEED_ZERO_STAGE is {stage!r}; the rule is 1, 2 or 3. For stage 0 use engine ddp."
+                f"ACCELERATE_DEEPSPEED_ZERO_STAGE is {stage!r}; the rule is 1, 2 or 3. For stage 0 use engine ddp.",
+                code="AT201",
             )
         return f"zero{stage}"
     if _is_true("ACCELERATE_USE_FSDP"):
         version = os.environ.get("FSDP_VERSION", "1")
         if version != "2":
             raise UserError(
-                f"FSDP_VERSION is {version!r}; only FSDP2 is supported. Set fsdp_version: 2 in the launch file."
+                f"FSDP_VERSION is {version!r}; only FSDP2 is supported. Set fsdp_version: 2 in the launch file.",
+                code="AT201",
             )
         return "fsdp2"
     return None
@@ -82,7 +88,8 @@ def _refuse_contradictions(config: RunConfig) -> None:
     if found and found != "no" and precision != config.precision:
         raise UserError(
             f"The launcher says mixed_precision {found}, the configuration says precision: {config.precision}. "
-            "Leave it out of the launch file: `precision` decides."
+            "Leave it out of the launch file: `precision` decides.",
+            code="AT201",
         )
     for name, allowed, remedy in (
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), "data.micro_batch_size decides how a batch is split"),
@@ -94,7 +101,8 @@ def _refuse_contradictions(config: RunConfig) -> None:
         value = os.environ.get(name, allowed[0])
         if value.lower() not in allowed:
             raise UserError(
-                f"The launcher sets {name}={value}, which would be ignored: {remedy}. Take it out of the launch file."
+                f"The launcher sets {name}={value}, which would be ignored: {remedy}. Take it out of the launch file.",
+                code="AT201",
             )
 
 

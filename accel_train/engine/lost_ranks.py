@@ -20,7 +20,8 @@ def lost_ranks(engine: Engine) -> Iterator[None]:
         raise CheckFailed(
             f"rank {engine.rank} lost its connection to another rank at {engine.whereabouts}: that rank has ended, or its "
             "host can't be reached. Its own output says why, if it ended by itself. Checkpoints are as they were: the same "
-            f"command goes on from the last one. ({str(error).strip().splitlines()[0]})"
+            f"command goes on from the last one. ({str(error).strip().splitlines()[0]})",
+            code="AT601",
         ) from error
 
 

@@ -86,7 +86,8 @@ class DataParallel(TorchOptimizerEngine):
     def _check_active(self) -> None:
         if self._is_distributed and not isinstance(self.model, DistributedDataParallel):
             raise UserError(
-                f"engine ddp was asked for on {self.world_size} ranks, but the model is a {type(self.model).__name__}."
+                f"engine ddp was asked for on {self.world_size} ranks, but the model is a {type(self.model).__name__}.",
+                code="AT202",
             )
 
     def set_sync(self, last: bool) -> None:

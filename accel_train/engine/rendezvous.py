@@ -48,13 +48,17 @@ def find_address(launch: Launch, *, must_use_all_hosts: bool) -> None:
     if not address:
         raise UserError(
             f"MASTER_ADDR is not set, and WORLD_SIZE is {launch.world_size}: rank 0's host must be known to all ranks. Use "
-            "torchrun or accelerate launch, or set MASTER_ADDR and MASTER_PORT for every rank."
+            "torchrun or accelerate launch, or set MASTER_ADDR and MASTER_PORT for every rank.",
+            code="AT204",
         )
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"MASTER_PORT is {port!r}; it must be a free port of {address} between 1 and 65535.")
+        raise UserError(
+            f"MASTER_PORT is {port!r}; it must be a free port of {address} between 1 and 65535.", code="AT204"
+        )
     if launch.rank >= launch.world_size or launch.rank < 0:
         raise UserError(
-            f"RANK is {launch.rank} and WORLD_SIZE {launch.world_size}; ranks count from 0 to WORLD_SIZE - 1."
+            f"RANK is {launch.rank} and WORLD_SIZE {launch.world_size}; ranks count from 0 to WORLD_SIZE - 1.",
+            code="AT204",
         )
     if step is not None:
         check_address(step, address, rank=launch.rank, agents_choose="TORCHELASTIC_RUN_ID" in os.environ)
@@ -77,10 +81,11 @@ def call_roll(launch: Launch) -> Store | None:
     except DistNetworkError as error:
         raise UserError(
             f"Rank {launch.rank} on {socket.gethostname()} lost rank 0 before all ranks had come: look at the output of "
-            f"rank 0. ({str(error).splitlines()[0]})"
+            f"rank 0. ({str(error).splitlines()[0]})",
+            code="AT204",
         ) from error
     if verdict:
-        raise UserError(verdict)
+        raise UserError(verdict, code="AT204")
     return PrefixStore(name, store)
 
 
@@ -106,7 +111,8 @@ def _check_free(port: int) -> None:
         except OSError as error:
             raise NotNow(
                 f"MASTER_PORT {port} of {socket.gethostname()} can't be had ({error.strerror}): another job may use it. "
-                f"Choose another one; under Slurm {FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS} differs between jobs."
+                f"Choose another one; under Slurm {FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS} differs between jobs.",
+                code="AT204",
             ) from error
 
 
@@ -121,7 +127,8 @@ def _wait_until_open(launch: Launch, address: str, port: int) -> None:
                 raise NotNow(
                     f"Rank {launch.rank} on {socket.gethostname()} found nobody at {address}:{port} within "
                     f"{ROLL_CALL_SECONDS:g} s ({error}). Rank 0 waits there: look at its output first. If it does, look at "
-                    "MASTER_ADDR and MASTER_PORT, and at what lies between the hosts: a firewall, several networks."
+                    "MASTER_ADDR and MASTER_PORT, and at what lies between the hosts: a firewall, several networks.",
+                    code="AT204",
                 ) from error
             _pause(since)
 

@@ -28,7 +28,9 @@ def zero_plugin(launch: Launch, micro_batch_size: int) -> DeepSpeedPlugin:
     try:
         import deepspeed.ops
     except ImportError as missing:
-        raise UserError(f"engine {launch.engine} needs DeepSpeed: pip install accel_train[deepspeed]") from missing
+        raise UserError(
+            f"engine {launch.engine} needs DeepSpeed: pip install accel_train[deepspeed]", code="AT203"
+        ) from missing
     # The shared-memory all-reduce for CPU hosts is compiled at first use and can wait for ever on a stale lock; gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed calls collectives by names that torch 2.13 deprecates; nobody here can act on that.
@@ -89,7 +91,8 @@ class Zero(Engine):
         wanted = (self.stage, self.world_size, 0.0, 1)
         if found != wanted:
             raise UserError(
-                f"DeepSpeed runs with (stage, ranks, clipping, accumulation) = {found}, asked for were {wanted}."
+                f"DeepSpeed runs with (stage, ranks, clipping, accumulation) = {found}, asked for were {wanted}.",
+                code="AT202",
             )
 
     def set_sync(self, last: bool) -> None:

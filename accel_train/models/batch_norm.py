@@ -119,7 +119,8 @@ def apply_batch_norm(
             f"({next(iter(layers))} …). Their batch statistics depend on how a batch is split over ranks and micro-batches. "
             "Set model.batch_norm=frozen to use the running statistics of pretrained weights, give their tower lr 0, set "
             "model.batch_norm=sync or local to give up split invariance, or take an architecture without BatchNorm "
-            "(convnext, vit)."
+            "(convnext, vit).",
+            code="AT123",
         )
     for name, layer in layers.items():
         model.set_submodule(name, _replaced(layer, name, mode))

@@ -37,11 +37,16 @@ def read_architecture(folder: str, where: str) -> dict[str, Any]:
     """config.json of a folder with weights, or a UserError that says what is missing. `where` is the key path."""
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f"{where}: {folder} is not a folder. It must be one that save_pretrained wrote.")
+        raise UserError(f"{where}: {folder} is not a folder. It must be one that save_pretrained wrote.", code="AT400")
     if not (path / "config.json").is_file():
-        raise UserError(f"{where}: {folder} has no config.json. It must be a complete Hugging Face folder.")
+        raise UserError(
+            f"{where}: {folder} has no config.json. It must be a complete Hugging Face folder.", code="AT400"
+        )
     if not list(path.glob("*.safetensors")):
-        raise UserError(f"{where}: {folder} has no .safetensors file. Pickled weights aren't read; convert them first.")
+        raise UserError(
+            f"{where}: {folder} has no .safetensors file. Pickled weights aren't read; convert them first.",
+            code="AT400",
+        )
     try:
         found = read_json((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -126,7 +131,9 @@ def load_model(
         if names:
             faults.append(f"{kind}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
     if faults:
-        raise UserError(f"{where}: the weights in {folder} don't fit {type(model).__name__}. {'; '.join(faults)}.")
+        raise UserError(
+            f"{where}: the weights in {folder} don't fit {type(model).__name__}. {'; '.join(faults)}.", code="AT401"
+        )
     _restore_padding_rows(model, folder)
     return model
 
@@ -174,5 +181,5 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
     ]
     if faults:
         more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise UserError(f"{source} don't fit the model: {'; '.join(faults[:8])}{more}.")
+        raise UserError(f"{source} don't fit the model: {'; '.join(faults[:8])}{more}.", code="AT401")
     model.load_state_dict(weights)

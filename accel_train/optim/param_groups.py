@@ -106,7 +106,8 @@ def plan_groups(model: nn.Module, config: OptimizerSection, first_steps: Mapping
         members.setdefault(key, []).append((name, parameter))
     if not members:
         raise UserError(
-            "optimizer.towers: all parameters are frozen, so nothing would train. Give a tower an lr above 0."
+            "optimizer.towers: all parameters are frozen, so nothing would train. Give a tower an lr above 0.",
+            code="AT122",
         )
     groups = [_group(config, key, num_layers[key[0]], members) for key in sorted(members)]
     towers = [*(tower.name for tower in config.towers), None]
@@ -175,7 +176,8 @@ def _refuse_train_last(towers: Sequence[Tower], num_layers: list[int]) -> None:
         if tower.train_last is not None and tower.train_last > count:
             raise UserError(
                 f"optimizer.towers.{tower.name}.train_last is {tower.train_last}, but the tower has {count} layers. "
-                f"Use at most {count}, or leave it out to train them all."
+                f"Use at most {count}, or leave it out to train them all.",
+                code="AT121",
             )
 
 

@@ -54,7 +54,7 @@ def assign(
     unmatched = [name for name in names if name not in found and name not in set(optional)]
     problems = _unmatched(unmatched, towers) + _unused(names, found, towers, compiled, list(buffers))
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(problems), code="AT120")
     numbers = [_number_layers({key for tower, key in found.values() if tower == index}) for index in range(len(towers))]
     return {name: Place(tower, numbers[tower][key]) for name, (tower, key) in found.items()}
 
@@ -67,7 +67,8 @@ def compile_patterns(tower: Tower) -> list[Pattern]:
         hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
         raise UserError(
             f"{where}: '{tower.layers}' is not a named layer list; they are {', '.join(LAYER_LISTS)}.{hint} "
-            "Write regular expressions as a list."
+            "Write regular expressions as a list.",
+            code="AT121",
         )
     patterns = []
     for entry in [tower.layers] if isinstance(tower.layers, str) else tower.layers:
@@ -76,7 +77,7 @@ def compile_patterns(tower: Tower) -> list[Pattern]:
             try:
                 patterns.append(Pattern(text if not named else entry, re.compile(text), required=not named))
             except re.error as error:
-                raise UserError(f"{where}: '{text}' is not a regular expression: {error}.") from None
+                raise UserError(f"{where}: '{text}' is not a regular expression: {error}.", code="AT121") from None
     return patterns
 
 
@@ -94,7 +95,8 @@ def _layer_key(position: int, match: re.Match[str], tower: Tower) -> LayerKey:
         if number is not None and not number.isdecimal():
             raise UserError(
                 f"optimizer.towers.{tower.name}.layers: a group of '{match.re.pattern}' captures '{number}' in "
-                f"'{match.string}'; groups count layers, so they capture numbers. Write (?:...) for other groups."
+                f"'{match.string}'; groups count layers, so they capture numbers. Write (?:...) for other groups.",
+                code="AT121",
             )
     if numbers and all(number is None for number in numbers):
         return (position, math.inf)

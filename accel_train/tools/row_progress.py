@@ -1,51 +1,87 @@
-"""How far a pass over rows, or steps, has come, on stderr: a live bar on a terminal, now and then a plain line elsewhere."""
+"""How far a command has come, on stderr: a live bar on a terminal, now and then a plain line elsewhere."""
 
 import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from accel_train.quiet import is_quiet
 
 SECONDS_BETWEEN_LINES = 30.0
 
 
 class RowProgress:
-    """A context: `advance` counts rows, or what `unit` says. Only the main rank shows it.
+    """A context: `advance` counts rows, or what `unit` says, of `total`, if that is known. Only the main rank shows it.
 
-    Standard output stays free for results.
+    Standard output stays free for results. With --quiet nothing is shown.
     """
 
-    def __init__(self, what: str, total: int, *, done: int, shown: bool, unit: str = "rows") -> None:
+    def __init__(self, what: str, total: int | None, *, done: int = 0, shown: bool, unit: str = "rows") -> None:
         self.unit = unit
         self.what, self.total, self.done = what, total, done
         self._done_before = done
-        self._shown = shown
+        self._shown = shown and not is_quiet()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> "RowProgress":
         console = Console(file=sys.stderr)
-        if self._shown and console.is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-            self._bar = Progress(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console)
+        if self._shown and console.is_terminal and not console.is_dumb_terminal:
+            rate = TextColumn("{task.fields[rate]}")
+            columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"),)
+            if self.total is None:
+                columns = (*columns, TextColumn("{task.completed:,} " + self.unit), rate, TimeElapsedColumn())
+            else:
+                left = TextColumn("left"), TimeRemainingColumn()
+                columns = (*columns, BarColumn(), MofNCompleteColumn(), rate, *left)
+            self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, rate="")
             self._bar.start()
         return self
 
-    def advance(self, rows: int) -> None:
+    def advance(self, rows: int = 1) -> None:
         self.done += rows
+        if not self._shown:
+            return
         now = time.monotonic()
-        rate = f"{(self.done - self._done_before) / max(now - self._started, 1e-9):.1f} {self.unit}/s"
+        per_second = (self.done - self._done_before) / max(now - self._started, 1e-9)
+        rate = f"{per_second:.1f} {self.unit}/s"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
-        elif self._shown and now - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            print(f"{self.what}: {self.done} of {self.total}, {rate}", file=sys.stderr, flush=True)
+            print(self._line(rate, per_second), file=sys.stderr, flush=True)
+
+    def _line(self, rate: str, per_second: float) -> str:
+        if self.total is None:
+            return f"{self.what}: {self.done}, {rate}"
+        left = duration((self.total - self.done) / per_second) if per_second else "unknown time"
+        return f"{self.what}: {self.done} of {self.total}, {rate}, {left} left"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """8 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(max(seconds, 0))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

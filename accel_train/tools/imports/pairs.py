@@ -146,7 +146,7 @@ def find_source(
             raise UserError(f"{source}: no split {unknown[0]!r}; it has {', '.join(files)}.")
         return name, {split: paths for split, paths in files.items() if splits is None or split in splits}
     tried = f"the format {format}" if format else f"any format this program reads ({', '.join(finders)})"
-    raise UserError(f"{source} holds nothing in {tried}. docs/data.md shows what each looks like.")
+    raise UserError(f"{source} holds nothing in {tried}. docs/data.md shows what each looks like.", code="AT507")
 
 
 def check_options(valid_share: float | None, build_tokenizer: int | None, max_bad_records: int) -> None:

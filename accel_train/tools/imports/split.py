@@ -35,7 +35,8 @@ class BadRecords:
             more = f"\n... and {self.count - len(self.listed)} more" if self.count > len(self.listed) else ""
             raise UserError(
                 f"{source}: {self.count} bad records, and --max-bad-records is {allowed}. Repair the source, or allow "
-                "that many to be left out.\n" + "\n".join(self.listed) + more
+                "that many to be left out.\n" + "\n".join(self.listed) + more,
+                code="AT506",
             )
 
 

@@ -70,7 +70,7 @@ def verify_resume(config: RunConfig, *, num_steps: int | None, tolerance: float 
         if as_json and engine.is_main:
             print(json.dumps({"passed": not replay.problems, **asdict(replay)}, indent=1))
         if replay.problems:
-            raise CheckFailed("\n- ".join(["the replay is not the run:", *replay.problems]))
+            raise CheckFailed("\n- ".join(["the replay is not the run:", *replay.problems]), code="AT701")
         compared = ", ".join(str(step) for step in replay.checkpoints)
         say(
             f"{end - start} steps with the same samples; losses and gradient norms "

@@ -65,7 +65,7 @@ def verify_step(
                 say(line)
         found = engine.gather_objects(found)[0]
         if found:
-            raise CheckFailed("the step is wrong:" + "".join(f"\n- {problem}" for problem in found))
+            raise CheckFailed("the step is wrong:" + "".join(f"\n- {problem}" for problem in found), code="AT700")
         say("the step as launched is that of one process with the whole batch")
     finally:
         engine.close()
