@@ -22,6 +22,7 @@ from accel_train.commands.machine import doctor, schema
 from accel_train.commands.models import embed, evaluate, export
 from accel_train.commands.profile import profile
 from accel_train.commands.report import report
+from accel_train.commands.search import search
 from accel_train.commands.slurm import slurm
 from accel_train.commands.sweep import sweep
 from accel_train.commands.training import plan, replay, train
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "evaluate": evaluate,
     "embed": embed,
+    "search": search,
     "import": import_,
     "migrate": migrate,
     "export": export,

@@ -53,6 +53,8 @@ class FeatureFile:
     """Digest of the weights, the input and how it was read: equal for equal features."""
     logit_scale: float | None = None
     """What the model multiplies its cosines by, without a clamp. None: not known."""
+    weights: str = ""
+    """Digest of the model's weights (`digest_of_weights`): features of other weights can't be compared with these."""
 
     def features(self, kind: str) -> Tensor | None:
         return self.image_features if kind == "image" else self.text_features
@@ -77,6 +79,7 @@ def write_features(path: Path, content: FeatureFile) -> None:
         "dataset": content.dataset,
         "identity": content.identity,
         "logit_scale": content.logit_scale,
+        "weights": content.weights,
     }
     metadata = {METADATA: json.dumps(about, ensure_ascii=False)}
     try:
@@ -112,6 +115,7 @@ def read_features(path: str | Path) -> FeatureFile:
         about["dataset"],
         about["identity"],
         about["logit_scale"],
+        about["weights"],
     )
     _check(path, content)
     return content
@@ -198,8 +202,15 @@ def _about(text: str | bytes | None) -> dict[str, Any]:
         raise ValueError(f"its metadata {METADATA!r} is no mapping")
     if about.get("format") != FORMAT:
         raise ValueError(f"its format is {about.get('format')!r}, and this program reads {FORMAT!r}")
-    about = {"fingerprint": None, "source": "", "dataset": "", "identity": "", "logit_scale": None} | about
-    for key in ("source", "dataset", "identity"):
+    about = {
+        "fingerprint": None,
+        "source": "",
+        "dataset": "",
+        "identity": "",
+        "logit_scale": None,
+        "weights": "",
+    } | about
+    for key in ("source", "dataset", "identity", "weights"):
         if not isinstance(about[key], str):
             raise ValueError(f"its {key} is no text")
     if not isinstance(about["fingerprint"], str | None) or not isinstance(about["logit_scale"], int | float | None):

@@ -1,4 +1,4 @@
-"""A picture of what a model finds: text queries at the left, the best images for each beside them."""
+"""A picture of what a model finds: queries, texts or images, at the left, the best images for each beside them."""
 
 import re
 from collections.abc import Sequence
@@ -45,30 +45,46 @@ class Found:
 
 
 def contact_sheet(
-    queries: Sequence[tuple[str, Sequence[Found]]], *, title: str = "Text to image", subtitle: str = ""
+    queries: Sequence[tuple[str | bytes, Sequence[Found]]],
+    *,
+    title: str = "Text to image",
+    subtitle: str = "",
+    match_label: str | None = "right image",
 ) -> Image.Image:
-    """One row for each query: its text, then its images, best first. Matches have a green frame and a tick."""
+    """One row for each query: its text, or its image as encoded bytes, then the images found, best first.
+
+    Matches have a green frame and a tick. `match_label` says in the legend what a match is; None: there are none.
+    """
     columns = max((len(found) for _, found in queries), default=0)
     width = MARGIN + TEXT_WIDTH + max(columns, 3) * (TILE + GAP) - GAP + MARGIN
     sheet = Image.new("RGB", (width, HEADER + len(queries) * ROW + MARGIN // 2), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _draw_header(sheet, draw, title, subtitle)
-    for row, (text, found) in enumerate(queries):
+    _draw_header(sheet, draw, title, subtitle, match_label)
+    for row, (query, found) in enumerate(queries):
         top = HEADER + row * ROW
         draw.line([(MARGIN, top), (width - MARGIN, top)], fill=RULE)
-        _draw_query(draw, text, top)
+        if isinstance(query, bytes):
+            picture = _fitted(query, TILE)
+            sheet.paste(picture, (MARGIN + (TILE - picture.width) // 2, top + 20 + (TILE - picture.height) // 2))
+        else:
+            _draw_query(draw, query, top)
         for column, item in enumerate(found):
             left = MARGIN + TEXT_WIDTH + column * (TILE + GAP)
             _draw_found(sheet, draw, item, (left, top + 20))
     return sheet
 
 
-def _draw_header(sheet: Image.Image, draw: ImageDraw.ImageDraw, title: str, subtitle: str) -> None:
+def _draw_header(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, title: str, subtitle: str, match_label: str | None
+) -> None:
     draw.text((MARGIN, 58), title, font=_font(30), fill=INK, anchor="ls")
-    subtitle = _shortened(subtitle, _font(15), sheet.width - 2 * MARGIN - LEGEND_WIDTH)
+    legend_width = 0 if match_label is None else LEGEND_WIDTH
+    subtitle = _shortened(subtitle, _font(15), sheet.width - 2 * MARGIN - legend_width)
     draw.text((MARGIN, 90), subtitle, font=_font(15), fill=SECONDARY, anchor="ls")
+    if match_label is None:
+        return
     right, baseline = sheet.width - MARGIN, 90
-    for label, colour in (("other image", FRAME), ("right image", GREEN)):
+    for label, colour in (("other image", FRAME), (match_label, GREEN)):
         right -= int(_font(15).getlength(label))
         draw.text((right, baseline), label, font=_font(15), fill=SECONDARY, anchor="ls")
         right -= 26

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.config.schema import RunConfig
@@ -22,6 +23,7 @@ from accel_train.data.pairs import ImageDataset, TextDataset, caption_tokenizer,
 from accel_train.engine.build import build_engine
 from accel_train.engine.engine import Engine
 from accel_train.errors import UserError
+from accel_train.models.weights_digest import digest_of_weights
 from accel_train.preflight import preflight
 from accel_train.run_lock import RunLock
 from accel_train.tools.feature_blocks import Block, Part, Parts, about_work, cut_into_blocks, identity_of, remove
@@ -135,7 +137,8 @@ def compute(
     for kind, dataset in inputs.datasets.items():
         missing = engine.gather_objects(parts.missing(blocks[kind]) if engine.is_main else [])[0]
         mine = missing[engine.rank :: engine.world_size]
-        replies = _replies(dataset, mine, config)
+        requests = [Request(tuple(batch), None) for block in mine for batch in block.batches()]
+        replies = replies_for(dataset, requests, config)
         done = len(dataset) - sum(block.stop - block.start for block in missing)
         with RowProgress(f"{kind}s", len(dataset), done=done, shown=engine.is_main) as progress:
             for place in range(-(-len(missing) // engine.world_size)):
@@ -158,18 +161,26 @@ def _compute(engine: Engine, block: Block | None, replies: Iterator[Reply], part
         unreadable += reply.unreadable
         if reply.columns:
             rows.append(reply.columns["sample_id"])
-            # Always a full batch: matrix kernels for very few rows may round by where in memory the rows lie.
-            fill = torch.arange(block.batch_size) % len(rows[-1])
-            full = {name: column[fill] for name, column in reply.columns.items()}
-            outputs = engine.model(engine.to_device(full))
-            features.append(outputs[f"{block.kind}_features"][: len(rows[-1])].float().cpu())
+            features.append(features_of(engine, block.kind, reply.columns, block.batch_size))
     empty = Part(torch.empty(0, dtype=torch.int64), torch.empty(0, 0), unreadable)
     parts.write(block, Part(torch.cat(rows), torch.cat(features), unreadable) if rows else empty)
     return block.stop - block.start, unreadable
 
 
-def _replies(dataset: Dataset, blocks: list[Block], config: RunConfig) -> Iterator[Reply]:
-    requests = [Request(tuple(batch), None) for block in blocks for batch in block.batches()]
+@torch.no_grad()
+def features_of(engine: Engine, kind: str, columns: dict[str, Tensor], batch_size: int) -> Tensor:
+    """Features (n, D) in fp32 on the CPU, of n <= batch_size rows.
+
+    Always a full batch: matrix kernels for very few rows may round by where in memory the rows lie.
+    """
+    num_rows = len(next(iter(columns.values())))
+    fill = torch.arange(batch_size) % num_rows
+    outputs = engine.model(engine.to_device({name: column[fill] for name, column in columns.items()}))
+    return outputs[f"{kind}_features"][:num_rows].float().cpu()
+
+
+def replies_for(dataset: Dataset, requests: list[Request], config: RunConfig) -> Iterator[Reply]:
+    """What loader processes read, in the order of the requests."""
     return read_requests(
         dataset,
         requests,
@@ -238,6 +249,7 @@ def _finish(
     if not engine.is_main:
         return
     content = FeatureFile(None, None, inputs.fingerprint, trained.source, dataset=inputs.name, identity=identity)
+    content.weights = digest_of_weights(trained.model)
     content.logit_scale = float(trained.model.state_dict()["logit_scale"].exp())
     for kind, listed in blocks.items():
         rows, features = parts.join(listed)
