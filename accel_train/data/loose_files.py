@@ -57,7 +57,7 @@ class ImageFiles:
         digest = hashlib.sha256()
         for name in names:
             status = (self._folder / name).stat()
-            digest.update(f"{name}\n{status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(f"{name}\n{status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         self.fingerprint = f"image files {digest.hexdigest()}"
 
     def __len__(self) -> int:

@@ -30,6 +30,7 @@ def content(**changes: object) -> FeatureFile:
         "dataset": "data, split train",
         "identity": "def",
         "logit_scale": 14.25,
+        "weights": "5e",
     }
     return FeatureFile(**(values | changes))  # type: ignore[arg-type]
 
@@ -54,7 +55,7 @@ def test_what_is_written_is_read(tmp_path: Path, ending: str, changes: dict[str,
         assert (wanted is None) == (found is None)
         assert wanted is None or (found is not None and torch.equal(found, wanted))
         assert read.ids(kind) == written.ids(kind)
-    for name in ("fingerprint", "source", "dataset", "identity", "logit_scale"):
+    for name in ("fingerprint", "source", "dataset", "identity", "logit_scale", "weights"):
         assert getattr(read, name) == getattr(written, name)
     assert path.stat().st_mode & 0o044, "others may read what the folder lets them read"
 

@@ -82,3 +82,18 @@ def test_the_font_is_small_has_its_licence_and_every_common_character() -> None:
     small = font(16)
     missing = bytes(small.getmask("\U0010ffff"))
     assert [c for c in characters + "，。！？：；（）“”—…✓→ABCxyz0189%" if bytes(small.getmask(c)) == missing] == []
+
+
+def test_a_query_may_be_an_image() -> None:
+    red, blue = encoded((200, 0, 0)), encoded((0, 0, 200))
+    sheet = contact_sheet([(red, [Found(blue, 0.9, False)])], match_label="the same file")
+    assert sheet.getpixel((MARGIN + TILE // 2, TOP + TILE // 2)) == (200, 0, 0)
+    assert sheet.getpixel((LEFT + TILE // 2, TOP + TILE // 2)) == (0, 0, 200)
+
+
+def test_without_matches_there_is_no_legend() -> None:
+    item = Found(encoded((0, 0, 200)), 0.9, False)
+    with_legend, without = (contact_sheet([("字", [item])], match_label=label) for label in ("right image", None))
+    right = with_legend.width - MARGIN - 240, 60, with_legend.width - MARGIN, 110
+    assert GREEN in {colour for _, colour in with_legend.crop(right).getcolors(1 << 16)}
+    assert without.crop(right).getcolors(1 << 16) == [(240 * 50, (255, 255, 255))]

@@ -83,7 +83,7 @@ def _form(search: Search, asking: Asking) -> Markup:
         '<label>Image <input type="file" name="image" accept="image/*" required></label>'
         "<button>Search by image</button></form></div>"
     ).format(
-        text=asking.text,
+        text=visible(asking.text),
         placeholder=PLACEHOLDER,
         choice=choice,
         amount=amount,

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from accel_train.errors import UserError
-from accel_train.run_lock import RunLock
 from accel_train.tools.search import index as module
 from accel_train.tools.search import segments
 from accel_train.tools.search.collection import FolderImages
@@ -33,6 +32,16 @@ def sync(path, real=segments.sync):
         os.kill(os.getpid(), signal.SIGKILL)
 segments.sync = sync
 cli.main(sys.argv[1:])
+"""
+
+HOLDS_LOCK = """
+import sys
+from pathlib import Path
+from accel_train.run_lock import RunLock
+lock = RunLock(Path(sys.argv[1]), what="index", say=print)
+print("held", flush=True)
+sys.stdin.read()
+lock.release()
 """
 
 
@@ -131,11 +140,11 @@ def test_nothing_that_can_be_read_is_an_error(run: Update, photos: Path) -> None
 
 def test_other_weights_build_it_anew(run: Update, encoder: Encoder, tmp_path: Path, computed: list[int]) -> None:
     first = run()
-    parameter = next(iter(encoder.model.parameters()))
+    parameter = next(value for name, value in encoder.model.named_parameters() if "visual_projection" in name)
     before = parameter.detach().clone()
     try:
         with torch.no_grad():
-            parameter.add_(0.5)
+            parameter[0].mul_(3)
         other = run()
     finally:
         with torch.no_grad():
@@ -228,12 +237,14 @@ def test_an_index_is_of_one_source(run: Update, tmp_path: Path, photos: Path) ->
 
 def test_two_commands_do_not_write_one_index(run: Update, tmp_path: Path) -> None:
     run()
-    lock = RunLock(tmp_path / "index" / "lock", what="x", say=print)
-    try:
-        with pytest.raises(UserError, match="another command is using this index"):
+    command = [sys.executable, "-c", HOLDS_LOCK, str(tmp_path / "index" / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"another command is using this index \(process {other.pid} on "):
             run()
-    finally:
-        lock.release()
+        other.communicate("")
+    assert run().num_kept == 8
 
 
 def test_a_folder_that_cannot_be_made(encoder: Encoder, tmp_path: Path) -> None:
