@@ -104,7 +104,8 @@ def set_up(
         run.state.loss_scale = FIRST_LOSS_SCALE if config.precision == "fp16" else 1.0
     faults.at("start", run.state.step)
     log.rewind(run.state.step if resumed else -1)
-    log.ledger.launched(run.state.step, about_launch(config, engine))
+    if not run.is_finished:
+        log.ledger.launched(run.state.step, about_launch(config, engine))
     engine.together(lambda: write_config(run))
     engine.together(lambda: leave_groups(run))
     engine.start_trackers({path: str(value) for path, value in leaves(config.model_dump()).items()})
