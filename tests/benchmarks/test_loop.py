@@ -25,7 +25,9 @@ NO_WORKERS = "data.num_workers=0"
 
 
 def measured(world_size: int, config: list[str], *overrides: str, rounds: int = 12) -> dict[str, Any]:
-    words = ["bench", *config, NO_WORKERS, *overrides, "--steps=3", "--warmup=2", f"--rounds={rounds}", "--json"]
+    """What `accel-train bench --json` finds; an override takes the place of what `config` says of the same key."""
+    settings = {word.partition("=")[0]: word for word in [*config, NO_WORKERS, *overrides]}
+    words = ["bench", *settings.values(), "--steps=3", "--warmup=2", f"--rounds={rounds}", "--json"]
     ranks = run_ranks(world_size, "-m", "accel_train", *words)
     assert [rank.exit_code for rank in ranks] == [0] * world_size, ranks[0].output
     found: dict[str, Any] = json.loads(ranks[0].output[ranks[0].output.index("{\n") :])
@@ -57,3 +59,16 @@ def test_cached_step(name: str, overrides: list[str], goal: float, record: Calla
         f"and 6-layer BERT, {'the image tower frozen' if overrides else 'all layers trained'}, one process, one thread"
     )
     record(Figure(f"step/cached_{name}", value, spread, goal, how, better="lower"))
+
+
+def test_memory_of_the_cached_step(record: Callable[[Figure], None]) -> None:
+    """Micro-batches of one size, more and more of them: features of the whole batch are all that grows."""
+    extra = {}
+    for num in (2, 64):
+        size = ["data.micro_batch_size=8", f"data.global_batch_size={8 * num}"]
+        words = [word for word in VIT if not word.startswith(("data.micro", "data.global"))]
+        (done,) = run_ranks(1, "-m", "tests.benchmarks.cached_memory", *words, NO_WORKERS, *size)
+        assert done.exit_code == 0, done.output
+        extra[num] = float(done.output.split()[-1])
+    how = "peak of memory above weights, state and batch: 64 micro-batches of 8 over 2; 12-layer ViT-tiny and 6-layer BERT"
+    record(Figure("step/cached_memory_64_to_2", extra[64] / extra[2], 0.0, 1.05, how, better="lower"))

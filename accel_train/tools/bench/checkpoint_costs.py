@@ -111,7 +111,7 @@ def bench_checkpoint(folder: Path, *, mebibytes: int = 512, rounds: int = 4) -> 
             stalls.append(seconds["save_stall_seconds"])
             totals.append(seconds["save_seconds"])
         latest = (folder / "foreground" / "checkpoints" / "latest").resolve()
-        with _extra_memory() as extra:
+        with extra_memory() as extra:
             load_seconds = _seconds(lambda: foreground.load(latest, TrainState(rounds + 1), plan))
         size = path.stat().st_size
     finally:
@@ -175,7 +175,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 @contextmanager
-def _extra_memory() -> Iterator[list[int]]:
+def extra_memory() -> Iterator[list[int]]:
     """Bytes by which this process's own memory, without the pages of files, was larger at most than at the start."""
     before, most, ended = _own_memory(), [0], threading.Event()
 
