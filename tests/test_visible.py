@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel_train.cli import main
+from accel_train.data.split_import import BadRecords
 from accel_train.run_log import RunLog
-from accel_train.tools.imports.split import BadRecords
 from accel_train.visible import visible
 from tests.fuzzing import FUZZ
 

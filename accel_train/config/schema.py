@@ -39,7 +39,8 @@ def as_switch(value: Any) -> Any:
 
 class DataSection(Section):
     path: str
-    """A dataset folder written by `accel-train import`; `sample:emoji-zh` is the one inside this package."""
+    """A dataset folder written by `accel-train import`; for images with captions also a folder with TSV or LMDB files of
+    Chinese-CLIP, read in place. `sample:emoji-zh` is the dataset inside this package."""
     train_split: str = "train"
     valid_split: str | None = "valid"
     """Split to evaluate on. null: no evaluation."""

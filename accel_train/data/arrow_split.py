@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,12 @@ SCHEMAS = {
     "texts": pa.schema([("text_id", pa.string()), ("text", pa.string()), ("text_key", pa.int64())]),
     "pairs": pa.schema([("image_row", pa.int64()), ("text_row", pa.int64())]),
 }
+IN_PLACE_SCHEMAS = SCHEMAS | {
+    "images": pa.schema(
+        [("image_id", pa.string()), ("place", pa.int64()), ("length", pa.int64()), ("image_key", pa.int64())]
+    )
+}
+"""Of images that stay in their source: `length` bytes of base64 from `place` on; both 0 where the id finds them."""
 
 
 class ArrowRows:
@@ -103,6 +109,20 @@ class ArrowRows:
         return self._columns
 
 
+class Rows(Protocol):
+    """Random access to the rows of a table, wherever it lies."""
+
+    def __len__(self) -> int: ...
+
+    def value(self, column: str, row: int) -> Any:
+        """One cell as a Python value."""
+        ...
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole column."""
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
     """Images, texts and pairs of one split."""
@@ -110,7 +130,7 @@ class Split:
     name: str
     fingerprint: str
     """Digest of all ids, contents and pairs, written at import."""
-    images: ArrowRows
+    images: Rows
     texts: ArrowRows
     pairs: ArrowRows
 
@@ -173,8 +193,8 @@ def read_description(folder: Path, task: str = "contrastive", count: str = "num_
     return description
 
 
-def open_split(path: str, split: str) -> Split:
-    """Opens one split of a dataset, after checking that its files are whole and belong together."""
+def open_arrow_split(path: str, split: str) -> Split:
+    """Opens one split of a dataset folder, after checking that its files are whole and belong together."""
     described, tables = open_tables(path, split, SCHEMAS)
     return Split(split, described["fingerprint"], **tables)
 

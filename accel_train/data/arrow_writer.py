@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from accel_train.data.arrow_split import SCHEMAS
+from accel_train.data.arrow_split import IN_PLACE_SCHEMAS, SCHEMAS
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 32 * 2**20
@@ -49,11 +49,16 @@ class TableWriter:
 
 
 class SplitWriter:
-    """Appends images, then texts with the rows of their images, and hashes all of it into the fingerprint."""
+    """Appends images, then texts with the rows of their images, and hashes all of it into the fingerprint.
 
-    def __init__(self, folder: Path) -> None:
+    `in_place`: images stay in their source, and what is written is where they are there.
+    """
+
+    def __init__(self, folder: Path, *, in_place: bool = False) -> None:
         folder.mkdir(parents=True)
-        self._tables = {name: TableWriter(folder / f"{name}.arrow", schema) for name, schema in SCHEMAS.items()}
+        schemas = IN_PLACE_SCHEMAS if in_place else SCHEMAS
+        self._tables = {name: TableWriter(folder / f"{name}.arrow", schema) for name, schema in schemas.items()}
+        self._in_place = in_place
         self._digest = hashlib.blake2b(digest_size=16)
         self._image_keys = array("q")
         self.num_texts = 0
@@ -63,10 +68,10 @@ class SplitWriter:
     def num_images(self) -> int:
         return len(self._image_keys)
 
-    def add_image(self, image_id: str, image: bytes) -> int:
-        """Returns the image's row."""
+    def add_image(self, image_id: str, image: bytes, place: tuple[int, int] = (0, 0)) -> int:
+        """Returns the image's row. `place` is where it starts in its source and how long it is there."""
         key = content_key(image)
-        self._tables["images"].append(image_id, image, key)
+        self._tables["images"].append(image_id, *(place if self._in_place else (image,)), key)
         self._digest.update(f"image {image_id}\n{key}\n".encode())
         self._image_keys.append(key)
         return len(self._image_keys) - 1

@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from accel_train.config.inputs import CropAndFlip, ImageInput
-from accel_train.data.arrow_split import ArrowRows
+from accel_train.data.arrow_split import Rows
 from accel_train.data.dataset import UnreadableSample
 from accel_train.data.transforms import UnreadableImage, evaluation_image, sample_generator, training_image
 
 
 def image_of_row(
-    images: ArrowRows,
+    images: Rows,
     row: int,
     data: ImageInput,
     augmentation: CropAndFlip,
@@ -24,8 +24,8 @@ def image_of_row(
 
     Raises UnreadableSample that names the split and the image's id.
     """
-    encoded = images.value("image", row)
     try:
+        encoded = images.value("image", row)
         if epoch is None:
             return evaluation_image(encoded, data.image_size, data.resize, data.decoding)
         return training_image(

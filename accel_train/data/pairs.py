@@ -5,9 +5,10 @@ from torch import Tensor
 
 from accel_train.config.contrastive import PairData
 from accel_train.config.scorer import RatedData
-from accel_train.data.arrow_split import Split, open_split
+from accel_train.data.arrow_split import Split
 from accel_train.data.augmented_image import image_of_row
 from accel_train.data.dataset import UnreadableSample
+from accel_train.data.splits import open_split
 from accel_train.data.text import CaptionTokenizer, open_tokenizer
 from accel_train.data.tokenizer_files import find_tokenizer
 from accel_train.data.transforms import UnreadableImage, evaluation_image, sample_generator

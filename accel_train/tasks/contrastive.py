@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.config.schema import RunConfig
-from accel_train.data.arrow_split import open_split
 from accel_train.data.dataset import Dataset
 from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset, caption_tokenizer, tokenizer_path
+from accel_train.data.splits import open_split
 from accel_train.data.tokenizer_files import export_tokenizer
 from accel_train.errors import UserError
 from accel_train.losses.contrastive import info_nce, sigmoid_loss

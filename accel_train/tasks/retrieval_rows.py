@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from accel_train.data.arrow_split import open_split
+from accel_train.data.splits import open_split
 from accel_train.metrics.retrieval import match_ranks
 
 NUM_FOUND = 5

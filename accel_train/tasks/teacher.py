@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel_train.config.contrastive import ContrastiveConfig, DistillationSection
-from accel_train.data.arrow_split import open_split
 from accel_train.data.feature_file import FeatureFile, read_features
 from accel_train.data.pairs import caption_tokenizer
+from accel_train.data.splits import open_split
 from accel_train.data.text import open_tokenizer
 from accel_train.errors import UserError
 from accel_train.models.teacher import build_teacher, teacher_config

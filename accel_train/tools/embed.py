@@ -14,12 +14,12 @@ from torch import Tensor
 
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.config.schema import RunConfig
-from accel_train.data.arrow_split import open_split
 from accel_train.data.dataset import Dataset
 from accel_train.data.feature_file import FeatureFile, check_ending, read_features, write_features
 from accel_train.data.loader import Reply, Request, read_requests
 from accel_train.data.loose_files import ImageFiles, TextLines, find_images, read_lines
 from accel_train.data.pairs import ImageDataset, TextDataset, caption_tokenizer, tokenizer_path
+from accel_train.data.splits import open_split
 from accel_train.engine.build import build_engine
 from accel_train.engine.engine import Engine
 from accel_train.errors import UserError

@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import Tensor
 
 from accel_train.config.contrastive import ContrastiveConfig
-from accel_train.data.arrow_split import open_split
+from accel_train.data.splits import open_split
 from accel_train.engine.build import build_engine
 from accel_train.errors import UserError
 from accel_train.evaluate import evaluate

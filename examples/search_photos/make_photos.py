@@ -10,7 +10,7 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from accel_train.data.arrow_split import open_split
+from accel_train.data.splits import open_split
 
 
 def make_photos(folder: str, num_images: int) -> None:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from accel_train.data import arrow_writer
-from accel_train.data.arrow_split import SCHEMAS, ArrowRows, open_split, read_description
+from accel_train.data.arrow_split import SCHEMAS, ArrowRows, open_arrow_split, read_description
 from accel_train.data.arrow_split import dataset_folder as sample_folder
 from accel_train.data.arrow_writer import SplitWriter, TableWriter, content_key
 from accel_train.errors import UserError
@@ -43,7 +43,7 @@ def test_keys_are_63_bit_hashes_of_the_content() -> None:
 
 
 def test_split_tells_its_size_and_matches(dataset_folder: Path) -> None:
-    split = open_split(str(dataset_folder), "valid")
+    split = open_arrow_split(str(dataset_folder), "valid")
     assert (split.num_images, split.num_texts, split.num_pairs) == (7, 13, 13)
     assert split.matches().tolist() == [[index // 2, index] for index in range(13)]
 
@@ -68,7 +68,7 @@ def test_fingerprint_changes_with_every_kind_of_content(tmp_path: Path) -> None:
 
 
 def test_a_pickled_split_is_small_and_opens_in_another_process(dataset_folder: Path) -> None:
-    split = open_split(str(dataset_folder), "train")
+    split = open_arrow_split(str(dataset_folder), "train")
     split.images.value("image", 0)
     data = pickle.dumps(split)
     assert len(data) < 2000
@@ -76,7 +76,7 @@ def test_a_pickled_split_is_small_and_opens_in_another_process(dataset_folder: P
 
 
 def test_a_forked_process_opens_files_of_its_own(dataset_folder: Path) -> None:
-    split = open_split(str(dataset_folder), "train")
+    split = open_arrow_split(str(dataset_folder), "train")
     parents = split.images._opened()
     read_end, write_end = os.pipe()
     if (child := os.fork()) == 0:
@@ -90,7 +90,7 @@ def test_a_forked_process_opens_files_of_its_own(dataset_folder: Path) -> None:
 
 
 def test_the_sample_is_whole() -> None:
-    train, valid = open_split("sample:emoji-zh", "train"), open_split("sample:emoji-zh", "valid")
+    train, valid = open_arrow_split("sample:emoji-zh", "train"), open_arrow_split("sample:emoji-zh", "valid")
     assert (train.num_images, train.num_pairs) == (2931, 5816)
     assert (valid.num_images, valid.num_pairs) == (367, 729)
     folder = sample_folder("sample:emoji-zh")
@@ -100,13 +100,13 @@ def test_the_sample_is_whole() -> None:
 
 def test_unknown_names_are_told_apart(tmp_path: Path, dataset_folder: Path) -> None:
     with pytest.raises(UserError, match=r"no sample 'sample:cats'; this package holds sample:emoji-zh"):
-        open_split("sample:cats", "train")
+        open_arrow_split("sample:cats", "train")
     with pytest.raises(UserError, match="no sample"):
-        open_split("sample:../data", "train")
+        open_arrow_split("sample:../data", "train")
     with pytest.raises(UserError, match=r"holds no dataset\.json"):
-        open_split(str(tmp_path / "nothing"), "train")
+        open_arrow_split(str(tmp_path / "nothing"), "train")
     with pytest.raises(UserError, match="no split 'test'; it has train, valid"):
-        open_split(str(dataset_folder), "test")
+        open_arrow_split(str(dataset_folder), "test")
 
 
 def damage_torn(split: Path) -> None:
@@ -154,7 +154,7 @@ def damage_list(split: Path) -> None:
 def test_damage_is_found_when_a_split_is_opened(dataset_folder: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
     damage(dataset_folder / "train")
     with pytest.raises(UserError, match=message):
-        open_split(str(dataset_folder), "train")
+        open_arrow_split(str(dataset_folder), "train")
 
 
 def test_a_dataset_for_another_task_is_told_by_its_name(dataset_folder: Path) -> None:
@@ -162,5 +162,5 @@ def test_a_dataset_for_another_task_is_told_by_its_name(dataset_folder: Path) ->
     description |= {"task": "scorer", "splits": {"train": {"num_samples": 3}}}
     (dataset_folder / "dataset.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=r"imported for the task scorer, not for contrastive\. Import it with --task c"):
-        open_split(str(dataset_folder), "train")
+        open_arrow_split(str(dataset_folder), "train")
     assert read_description(dataset_folder, "scorer", "num_samples")["splits"] == {"train": {"num_samples": 3}}

@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from accel_train.data.arrow_split import open_split
 from accel_train.data.arrow_writer import SplitWriter
 from accel_train.data.feature_file import FeatureFile, read_features, write_features
 from accel_train.data.labelled_split import open_labelled_split
+from accel_train.data.splits import open_split
 from accel_train.data.text import open_tokenizer, save_tokenizer
 from accel_train.data.wav import HIGHEST_RATE, LOWEST_RATE, UnreadableAudio, read_wav, resample
 from accel_train.errors import UserError

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import ChineseCLIPModel
 
 from accel_train.config.contrastive import ContrastiveConfig, DistillationSection
-from accel_train.data.arrow_split import open_split
 from accel_train.data.feature_file import FeatureFile, write_features
 from accel_train.data.pairs import caption_tokenizer
+from accel_train.data.splits import open_split
 from accel_train.data.text import caption_vocabulary, save_tokenizer
 from accel_train.errors import UserError
 from accel_train.models.cn_clip_files import write_cn_clip

@@ -2,7 +2,7 @@
 
 import torch
 
-from accel_train.data.arrow_split import open_split
+from accel_train.data.splits import open_split
 from accel_train.tasks.retrieval_rows import NUM_FOUND, retrieval_rows
 
 SAMPLE = "sample:emoji-zh"

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from accel_train import cli
-from accel_train.data.arrow_split import open_split
 from accel_train.data.feature_file import read_features
+from accel_train.data.splits import open_split
 from accel_train.errors import UserError
 from accel_train.tools import embed as module
 from accel_train.tools.embed import Asked, embed

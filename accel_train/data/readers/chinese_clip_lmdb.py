@@ -3,6 +3,7 @@
 imgs: image id -> base64 image, and num_images. pairs: "0", "1", ... -> pickled (image id, text id, text), and num_samples.
 """
 
+import os
 import pickle
 import pickletools
 from collections.abc import Iterator
@@ -114,17 +115,46 @@ def _unpickled(value: bytes) -> tuple[Any, Any, Any]:
     return record
 
 
-@contextmanager
-def _open(folder: Path) -> Iterator[Any]:
-    """A read transaction. The environment is closed at once: LMDB refuses to open one twice in a process."""
+_open_in_process: dict[Path, tuple[int, Any, Any]] = {}
+"""Process, environment and read transaction of each folder that `image_of` was asked about."""
+
+
+def image_of(folder: Path, image_id: str) -> memoryview:
+    """The base64 of an image, in LMDB's own memory. Raises KeyError if it is not there.
+
+    The environment stays open, as LMDB refuses to open one twice. A process that was forked opens its own.
+    """
+    process, environment, transaction = _open_in_process.get(folder, (None, None, None))
+    if process != os.getpid():
+        if environment is not None:
+            environment.close()  # this process's copy
+        environment = _environment(folder)
+        transaction = environment.begin(buffers=True)
+        _open_in_process[folder] = os.getpid(), environment, transaction
+    found = transaction.get(image_id.encode())
+    if found is None:
+        raise KeyError(image_id)
+    value: memoryview = found
+    return value
+
+
+def _environment(folder: Path) -> Any:
     try:
         import lmdb
     except ImportError as error:
         raise UserError(f"{folder}: reading LMDB needs the package lmdb: pip install 'accel-train[lmdb]'.") from error
     try:
-        environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
+        return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
     except lmdb.Error as error:
         raise UserError(f"{folder}: no LMDB environment that can be read ({error}).") from error
+
+
+@contextmanager
+def _open(folder: Path) -> Iterator[Any]:
+    """A read transaction. The environment is closed at once, so that it can be opened again."""
+    environment = _environment(folder)
+    import lmdb  # there, now that it has opened something
+
     try:
         with environment.begin() as transaction:
             yield transaction

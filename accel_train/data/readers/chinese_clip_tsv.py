@@ -16,6 +16,7 @@ from accel_train.data.readers.records import (
     as_base64,
     as_caption,
     as_id,
+    placed_lines,
     text_lines,
 )
 from accel_train.errors import UserError
@@ -41,13 +42,13 @@ def find_splits(source: Path) -> dict[str, list[Path]]:
 def read(files: list[Path], columns: Columns) -> Iterator[Record]:
     """Images first, then captions."""
     images, texts = files
-    for where, line in text_lines(images):
-        yield _image(where, line)
+    for where, start, line in placed_lines(images):
+        yield _image(where, start, line)
     for where, line in text_lines(texts):
         yield _text(where, line)
 
 
-def _image(where: str, line: str | None) -> Record:
+def _image(where: str, start: int, line: str | None) -> Record:
     if line is None:
         return BadRecord(where, "not UTF-8")
     parts = line.split("\t")
@@ -56,7 +57,8 @@ def _image(where: str, line: str | None) -> Record:
     image_id = None
     try:
         image_id = as_id("the image id", parts[0])
-        return ImageRecord(where, image_id, as_base64("the image", parts[1]))
+        place = start + len(parts[0].encode()) + 1, len(parts[1].encode())
+        return ImageRecord(where, image_id, as_base64("the image", parts[1]), place)
     except BadValue as error:
         return BadRecord(where, str(error), image_id)
 

@@ -1,7 +1,7 @@
 """What every reader yields, and the checks on single values that readers share."""
 
-import base64
 import binascii
+import codecs
 import os.path
 import re
 from collections.abc import Iterator
@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from accel_train.errors import UserError
+
+try:  # forty times as fast, and it reads the same
+    from pybase64 import b64decode
+except ImportError:
+    from base64 import b64decode
 
 MAX_ID_LENGTH = 1000
 MAX_FILE_BYTES = 256 * 2**20
@@ -28,6 +33,8 @@ class ImageRecord:
     where: str
     image_id: str
     image: bytes
+    place: tuple[int, int] = (0, 0)
+    """Offset and length in bytes of its base64 in the file, where the reader knows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +96,13 @@ def as_caption(name: str, value: Any) -> str:
     return _encodable(name, value)
 
 
-def as_base64(name: str, value: str | bytes) -> bytes:
+def as_base64(name: str, value: str | bytes | memoryview) -> bytes:
     """Decodes base64, in the usual alphabet or the one for URLs."""
-    data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
+    if b"-" in data or b"_" in data:
+        data = data.translate(bytes.maketrans(b"-_", b"+/"))
     try:
-        decoded = base64.b64decode(data.strip().translate(bytes.maketrans(b"-_", b"+/")), validate=True)
+        decoded: bytes = b64decode(data.strip(), validate=True)
     except binascii.Error as error:
         raise BadValue(f"{name} is not complete base64 ({error})") from error
     if not decoded:
@@ -140,15 +149,24 @@ def text_lines(path: Path) -> Iterator[tuple[str, str | None]]:
 
     Raises UserError for a line that no record of ours is as long as.
     """
+    return ((where, text) for where, _, text in placed_lines(path))
+
+
+def placed_lines(path: Path) -> Iterator[tuple[str, int, str | None]]:
+    """As `text_lines`, each with the offset of its first byte."""
     with path.open("rb") as file:
+        offset = 0
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
             where = f"{path}:{number}"
             if len(line) == MAX_LINE_BYTES:
                 raise UserError(f"{where}: a line of {MAX_LINE_BYTES:,} bytes or more; this is no file of records.")
+            start, offset = offset, offset + len(line)
+            if number == 1 and line.startswith(codecs.BOM_UTF8):
+                start, line = start + len(codecs.BOM_UTF8), line.removeprefix(codecs.BOM_UTF8)
             try:
-                yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                yield where, start, line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
-                yield where, None
+                yield where, start, None
 
 
 def files_by_split(source: Path, endings: tuple[str, ...]) -> dict[str, list[Path]]:

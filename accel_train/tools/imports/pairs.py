@@ -23,9 +23,9 @@ from accel_train.data.readers import (
     webdataset,
 )
 from accel_train.data.readers.records import SPLIT_NAME, Columns, Record
+from accel_train.data.split_import import BadRecords, SplitImport
 from accel_train.data.text import SPECIAL_TOKENS, caption_vocabulary, save_tokenizer
 from accel_train.errors import UserError
-from accel_train.tools.imports.split import BadRecords, SplitImport
 from accel_train.tools.written_aside import written_aside
 
 FindSplits = Callable[[Path], dict[str, list[Path]]]

@@ -9,9 +9,9 @@ from accel_train.data.rated_images import RATINGS
 from accel_train.data.rated_writer import RatedSplitWriter
 from accel_train.data.readers.ratings import RatedRecord
 from accel_train.data.readers.records import BadRecord
+from accel_train.data.split_import import CHECK_SIZE, VALID_SPLIT, BadRecords, is_on_valid_side
 from accel_train.data.transforms import UnreadableImage, decode, open_image
 from accel_train.errors import UserError
-from accel_train.tools.imports.split import CHECK_SIZE, VALID_SPLIT, BadRecords, is_on_valid_side
 
 Range = tuple[float, float]
 

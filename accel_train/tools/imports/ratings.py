@@ -8,11 +8,11 @@ from typing import Any
 from accel_train.data.arrow_split import FORMAT_VERSION
 from accel_train.data.rated_images import RATINGS, TASK
 from accel_train.data.readers.ratings import RatingColumns, find_tables, read
+from accel_train.data.split_import import VALID_SPLIT, BadRecords
 from accel_train.data.text import caption_vocabulary, save_tokenizer
 from accel_train.errors import UserError
 from accel_train.tools.imports.pairs import check_options, progress_of_import
 from accel_train.tools.imports.rated_split import Range, RatedImport
-from accel_train.tools.imports.split import VALID_SPLIT, BadRecords
 from accel_train.tools.written_aside import written_aside
 
 

@@ -9,13 +9,13 @@ from accel_train.data.arrow_split import FORMAT_VERSION
 from accel_train.data.readers import jsonl
 from accel_train.data.readers.records import BadRecord
 from accel_train.data.readers.spoken_images import SpokenRecord, read, read_images
+from accel_train.data.split_import import CHECK_SIZE, BadRecords
 from accel_train.data.spoken_split import TASK, SpokenSplitWriter
 from accel_train.data.text import caption_vocabulary, save_tokenizer
 from accel_train.data.transforms import UnreadableImage, decode, open_image
 from accel_train.data.wav import UnreadableAudio, read_wav
 from accel_train.errors import UserError
 from accel_train.tools.imports.pairs import check_options, find_source, progress_of_import
-from accel_train.tools.imports.split import CHECK_SIZE, BadRecords
 from accel_train.tools.written_aside import written_aside
 
 

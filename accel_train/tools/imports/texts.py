@@ -11,10 +11,10 @@ from accel_train.data.arrow_writer import content_key
 from accel_train.data.labelled_split import TASK, LabelledSplitWriter
 from accel_train.data.readers.labelled_texts import FORMATS, LabelledRecord, LabelledText, TextColumns, read_mapping
 from accel_train.data.readers.records import BadRecord
+from accel_train.data.split_import import VALID_SPLIT, BadRecords
 from accel_train.data.text import caption_vocabulary, save_tokenizer
 from accel_train.errors import UserError
 from accel_train.tools.imports.pairs import check_options, find_source, progress_of_import
-from accel_train.tools.imports.split import VALID_SPLIT, BadRecords
 from accel_train.tools.written_aside import written_aside
 
 MAX_NAMES_IN_AN_ERROR = 20

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from accel_train.data.arrow_split import SAMPLE_PREFIX
 from accel_train.data.readers import labelled_texts, ratings
+from accel_train.data.split_import import VALID_SPLIT
 from accel_train.errors import UserError
 from accel_train.tools.imports.pairs import find_source
-from accel_train.tools.imports.split import VALID_SPLIT
 
 VALID_SHARE = {"contrastive": 0.1, "sequence_classification": 0.1, "scorer": 0.2}
 """Share of a source with one split that is kept for validation. A recording's split is the source's own."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 from PIL import Image
 
-from accel_train.data.arrow_split import ArrowRows
+from accel_train.data.arrow_split import Rows
 from accel_train.data.transforms import UnreadableImage, open_image
 from accel_train.errors import UserError
 from accel_train.tools.report.record import Record
@@ -39,7 +39,7 @@ class Pictures:
         return Markup('<p class="note">{}</p>').format(self.missing) if self.missing else Markup("")
 
 
-def pictures_of(record: Record, split: str, wanted: Iterable[str], images: Callable[[str, str], ArrowRows]) -> Pictures:
+def pictures_of(record: Record, split: str, wanted: Iterable[str], images: Callable[[str, str], Rows]) -> Pictures:
     """From the dataset that the run's configuration names, if it is still there; `images` opens it (path, split)."""
     config = record.settings.config
     if config is None:
@@ -50,7 +50,7 @@ def pictures_of(record: Record, split: str, wanted: Iterable[str], images: Calla
         return no_pictures(config.data.path, error)
 
 
-def read_pictures(images: ArrowRows, wanted: Iterable[str]) -> Pictures:
+def read_pictures(images: Rows, wanted: Iterable[str]) -> Pictures:
     """Thumbnails of the images with these ids; those that are not there or can't be decoded are counted."""
     names = set(wanted)
     found = Pictures()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from accel_train.data.arrow_split import open_split
+from accel_train.data.splits import open_split
 from accel_train.errors import UserError
 from accel_train.tools.page.axis import percent
 from accel_train.tools.page.marks import bars

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from accel_train.data.arrow_split import open_split
 from accel_train.data.readers import webdataset
 from accel_train.data.readers.records import BadRecord, Columns, ImageRecord, Record, TextRecord
+from accel_train.data.splits import open_split
 from accel_train.errors import UserError
 from accel_train.tools.imports.pairs import find_source, import_data
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from accel_train.data.arrow_split import open_split
+from accel_train.data.splits import open_split
 from accel_train.data.text import open_tokenizer
 from accel_train.errors import UserError
 from accel_train.tools.imports.pairs import FORMATS, import_data

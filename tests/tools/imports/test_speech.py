@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from accel_train.cli import main
-from accel_train.data.arrow_split import open_split
+from accel_train.data.splits import open_split
 from accel_train.data.spoken_split import open_spoken_split
 from accel_train.errors import UserError
 from accel_train.tools.imports.speech import SpeechSummary, import_speech

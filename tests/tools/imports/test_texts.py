@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from accel_train.cli import main
-from accel_train.data.arrow_split import open_split
 from accel_train.data.labelled_split import open_labelled_split, read_labels
+from accel_train.data.splits import open_split
 from accel_train.data.text import open_tokenizer
 from accel_train.data.tokenizer_files import find_tokenizer
 from accel_train.errors import UserError

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from accel_train.data.arrow_split import open_split
 from accel_train.data.rated_images import open_rated_split
+from accel_train.data.splits import open_split
 from accel_train.data.spoken_split import open_spoken_split
 from accel_train.tools.report import labels, retrieval
 from accel_train.tools.report.predictions import predictions

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from accel_train.data.arrow_split import open_split
 from accel_train.data.feature_file import read_features, write_features
+from accel_train.data.splits import open_split
 from accel_train.errors import UserError
 from accel_train.tools.embed import Asked as AskedToEmbed
 from accel_train.tools.embed import embed

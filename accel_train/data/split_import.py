@@ -29,29 +29,34 @@ class BadRecords:
         if len(self.listed) < MAX_LISTED:
             self.listed.append(visible(f"{where}: {reason}"))
 
-    def refuse_beyond(self, allowed: int, source: str) -> None:
-        """Raises UserError, with the list, if there are more than `--max-bad-records`."""
+    def refuse_beyond(self, allowed: int, source: str, remedy: str | None = None) -> None:
+        """Raises UserError, with the list, if there are more than are allowed: `--max-bad-records` of an import, which the
+        remedy names."""
         if self.count > allowed:
             more = f"\n... and {self.count - len(self.listed)} more" if self.count > len(self.listed) else ""
+            rule = f", and --max-bad-records is {allowed}" if remedy is None else ""
+            remedy = remedy or "Repair the source, or allow that many to be left out."
             raise UserError(
-                f"{source}: {self.count} bad records, and --max-bad-records is {allowed}. Repair the source, or allow "
-                "that many to be left out.\n" + "\n".join(self.listed) + more,
-                code="AT506",
+                f"{source}: {self.count} bad records{rule}. {remedy}\n" + "\n".join(self.listed) + more, code="AT506"
             )
 
 
 class SplitImport:
     """One split of the source becomes one of the dataset, or with a `valid_share` two: itself and `valid`.
 
-    Ids and captions are held in memory, some hundred bytes a caption; images go straight to the file.
+    Ids and captions are held in memory, some hundred bytes a caption; images go straight to the file. `in_place`: they stay
+    in the source and are not decoded.
     """
 
-    def __init__(self, folder: Path, split: str, valid_share: float | None, bad: BadRecords) -> None:
+    def __init__(
+        self, folder: Path, split: str, valid_share: float | None, bad: BadRecords, *, in_place: bool = False
+    ) -> None:
         self._split = split
         self._valid_share = valid_share
         self._bad = bad
+        self._in_place = in_place
         names = [split] if valid_share is None else [split, VALID_SPLIT]
-        self._writers = {name: SplitWriter(folder / name) for name in names}
+        self._writers = {name: SplitWriter(folder / name, in_place=in_place) for name in names}
         self._images: dict[str, tuple[str, int]] = {}
         self._bad_image_ids: set[str] = set()
         self._texts: dict[str, TextRecord] = {}
@@ -74,12 +79,16 @@ class SplitImport:
             self._bad.add(record.where, f"image id {record.image_id!r} came before")
             return
         try:
-            decode(open_image(record.image), size=CHECK_SIZE)
+            if not self._in_place:
+                decode(open_image(record.image), size=CHECK_SIZE)
         except UnreadableImage as error:
             self._refuse(BadRecord(record.where, f"image {record.image_id!r}: {error}", record.image_id))
             return
         split = self._side(record.image)
-        self._images[record.image_id] = (split, self._writers[split].add_image(record.image_id, record.image))
+        self._images[record.image_id] = (
+            split,
+            self._writers[split].add_image(record.image_id, record.image, record.place),
+        )
 
     def _add_text(self, record: TextRecord) -> None:
         known = self._texts.get(record.text_id)
