@@ -124,14 +124,14 @@ def image_of(folder: Path, image_id: str) -> memoryview:
 
     The environment stays open, as LMDB refuses to open one twice. A process that was forked opens its own.
     """
-    process, environment, transaction = _open_in_process.get(folder, (None, None, None))
-    if process != os.getpid():
-        if environment is not None:
-            environment.close()  # this process's copy
+    opened = _open_in_process.get(folder)
+    if opened is None or opened[0] != os.getpid():
+        if opened is not None:
+            opened[1].close()  # this process's copy
         environment = _environment(folder)
-        transaction = environment.begin(buffers=True)
-        _open_in_process[folder] = os.getpid(), environment, transaction
-    found = transaction.get(image_id.encode())
+        opened = os.getpid(), environment, environment.begin(buffers=True)
+        _open_in_process[folder] = opened
+    found = opened[2].get(image_id.encode())
     if found is None:
         raise KeyError(image_id)
     value: memoryview = found

@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from accel_train.data.arrow_split import ArrowRows, dataset_folder, open_split, read_description
+from accel_train.data.arrow_split import ArrowRows, Rows, dataset_folder, read_description
 from accel_train.data.labelled_split import open_labelled_split
 from accel_train.data.rated_images import RATINGS, open_rated_split
+from accel_train.data.splits import open_split
 from accel_train.data.spoken_split import open_spoken_split
 from accel_train.data.wav import UnreadableAudio, read_wav
 from accel_train.errors import UserError
@@ -140,7 +141,7 @@ def _spoken(seen: Seen) -> None:
     _images(seen, split.images)
 
 
-def _images(seen: Seen, images: ArrowRows) -> None:
+def _images(seen: Seen, images: Rows) -> None:
     sides = []
     for row in _spread(len(images), MOST_IMAGES):
         try:

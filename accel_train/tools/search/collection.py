@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 from accel_train.config.contrastive import PairData
-from accel_train.data.arrow_split import dataset_folder, open_split
+from accel_train.data.arrow_split import dataset_folder
 from accel_train.data.dataset import Dataset
 from accel_train.data.loose_files import ImageFiles, TextLines, find_images, read_lines
 from accel_train.data.pairs import ImageDataset, TextDataset, caption_tokenizer, tokenizer_path
 from accel_train.data.readers.records import BadValue, read_bounded
+from accel_train.data.splits import open_split
 from accel_train.errors import UserError
 from accel_train.tools.search.asked import Asked
 
