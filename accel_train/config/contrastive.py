@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from accel_train.config.inputs import CropAndFlip, ImageInput, TextInput, crop_rules
+from accel_train.config.inputs import CropAndFlip, ImageInput, PaddedText, TextInput, crop_rules
 from accel_train.config.schema import DataSection, RunConfig, Section, Share, exactly_one
 
 CHECKPOINT_FILES = (".pt", ".pth", ".bin", ".safetensors")
@@ -80,7 +80,7 @@ class Augmentation(CropAndFlip):
     """Probability for each text token to be replaced by the tokenizer's mask token."""
 
 
-class PairData(DataSection, ImageInput, TextInput):
+class PairData(DataSection, ImageInput, TextInput, PaddedText):
     """Images with captions."""
 
     augmentation: Augmentation = Augmentation()

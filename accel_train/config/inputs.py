@@ -30,10 +30,17 @@ class TextInput(Section):
     tokenizer: str
     """A folder with a tokenizer, or a WordPiece vocabulary file. `dataset:tokenizer` is the one `import` built."""
     max_text_length: Annotated[int, Field(ge=4)] = 52
-    """Tokens a caption is cut or padded to, special tokens included."""
+    """Tokens a text is cut to, special tokens included."""
     text_cleaning: Literal["none", "chinese_clip"] = "none"
     """`chinese_clip` lower-cases captions and straightens curly double quotes before tokenising, as the original trainer
     did for the published weights."""
+
+
+class PaddedText(Section):
+    """How texts of different lengths become one batch."""
+
+    pad_to_multiple_of: Annotated[int, Field(ge=1)] = 1
+    """A micro-batch is padded to its longest text, rounded up to a multiple of this."""
 
 
 class CropAndFlip(Section):

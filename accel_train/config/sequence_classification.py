@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from accel_train.config.inputs import TextInput
+from accel_train.config.inputs import PaddedText, TextInput
 from accel_train.config.schema import DataSection, RunConfig, Section, Share, exactly_one
 
 
@@ -31,15 +31,13 @@ class TextAugmentation(Section):
     """Probability for each token to be replaced by the tokenizer's mask token."""
 
 
-class LabelledTextData(DataSection, TextInput):
+class LabelledTextData(DataSection, TextInput, PaddedText):
     """Texts with a label each."""
 
     augmentation: TextAugmentation = TextAugmentation()
     length_window: Annotated[int, Field(ge=0)] = 0
     """So many global batches' samples are sorted by length together and cut into batches of like length, which are then
     shuffled: less padding, less random batches. 1 sorts inside each batch alone. 0: off."""
-    pad_to_multiple_of: Annotated[int, Field(ge=1)] = 1
-    """A micro-batch is padded to its longest text, rounded up to a multiple of this."""
 
 
 class ClassificationLossSection(Section):

@@ -37,7 +37,7 @@ class LabelledTextDataset:
         self._seed = seed
         self._tokenizer = text_tokenizer(data)
         values = {"input_ids": self._tokenizer.pad_id, "attention_mask": 0}
-        self.padding = Padding(values, data.pad_to_multiple_of)
+        self.padding = Padding(values, data.pad_to_multiple_of, limit=data.max_text_length)
 
     def __len__(self) -> int:
         return len(self.split.samples)

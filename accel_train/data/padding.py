@@ -21,6 +21,8 @@ class Padding:
     """What fills up each column whose rows differ in length. Other columns must have rows of one shape."""
     multiple: int = 1
     """Lengths are rounded up to a multiple of this, which tensor cores and compiled kernels like."""
+    limit: int | None = None
+    """But not beyond this, the longest that the model can take."""
 
 
 @runtime_checkable
@@ -47,6 +49,8 @@ def _join(columns: list[Tensor], name: str, padding: Padding) -> Tensor:
         return torch.cat(columns)
     longest = max(column.shape[1] for column in columns)
     length = -(-longest // padding.multiple) * padding.multiple
+    if padding.limit is not None:
+        length = min(length, padding.limit)
     fill = padding.values[name]
     return torch.cat([_filled(column, length, fill) for column in columns])
 

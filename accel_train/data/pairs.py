@@ -1,5 +1,7 @@
 """Image-text datasets over one split: its pairs for training, each image and each text once for evaluation."""
 
+import random
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from accel_train.config.scorer import RatedData
 from accel_train.data.arrow_split import Split
 from accel_train.data.augmented_image import image_of_row
 from accel_train.data.dataset import UnreadableSample
+from accel_train.data.padding import Padding
 from accel_train.data.splits import open_split
 from accel_train.data.text import CaptionTokenizer, open_tokenizer
 from accel_train.data.tokenizer_files import find_tokenizer
@@ -29,19 +32,39 @@ def caption_tokenizer(data: PairData) -> CaptionTokenizer:
     )
 
 
+class Captions:
+    """Token columns of a run's captions, and how a batch of them is padded."""
+
+    def __init__(self, data: PairData, *, whole_length: bool) -> None:
+        self._tokenizer = caption_tokenizer(data)
+        self._whole_length = whole_length
+        values = {"input_ids": self._tokenizer.pad_id, "attention_mask": 0}
+        self.padding = Padding(values, data.pad_to_multiple_of, limit=data.max_text_length)
+
+    def tokens(
+        self, text: str, *, mask_share: float = 0.0, generator: random.Random | None = None
+    ) -> dict[str, Tensor]:
+        """input_ids and attention_mask of one caption, at least one token long."""
+        input_ids, attention_mask = self._tokenizer.encode(text, mask_share=mask_share, generator=generator)
+        length = len(input_ids) if self._whole_length else max(int(attention_mask.sum()), 1)
+        return {"input_ids": input_ids[:length], "attention_mask": attention_mask[:length]}
+
+
 class PairDataset:
     """One row for each pair of a split, augmented for training; the row is the sample.
 
-    Columns: pixel_values uint8 (3, image_size, image_size), input_ids and attention_mask int64 (max_text_length,), and
-    the scalars image_key, text_key, sample_id.
+    Columns: pixel_values uint8 (3, image_size, image_size), input_ids and attention_mask int64, and the scalars image_key,
+    text_key, sample_id. Captions are as long as they are, and a batch is padded to its longest; with `whole_length` they
+    are all max_text_length long.
     """
 
-    def __init__(self, data: PairData, split: str, *, seed: int) -> None:
+    def __init__(self, data: PairData, split: str, *, seed: int, whole_length: bool = False) -> None:
         self.split: Split = open_split(data.path, split)
         self.fingerprint = f"pairs {self.split.fingerprint}"
         self._data = data
         self._seed = seed
-        self._tokenizer = caption_tokenizer(data)
+        self._captions = Captions(data, whole_length=whole_length)
+        self.padding = self._captions.padding
 
     def __len__(self) -> int:
         return self.split.num_pairs
@@ -73,10 +96,7 @@ class PairDataset:
 
     def _tokens(self, row: int, text: str, epoch: int | None) -> dict[str, Tensor]:
         generator = None if epoch is None else sample_generator("text", self._seed, epoch, row)
-        input_ids, attention_mask = self._tokenizer.encode(
-            text, mask_share=self._data.augmentation.mask_tokens, generator=generator
-        )
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self._captions.tokens(text, mask_share=self._data.augmentation.mask_tokens, generator=generator)
 
 
 class ImageDataset:
@@ -102,17 +122,17 @@ class ImageDataset:
 class TextDataset:
     """Every text of a split once. Columns: input_ids and attention_mask as in PairDataset, sample_id."""
 
-    def __init__(self, data: PairData, split: str) -> None:
+    def __init__(self, data: PairData, split: str, *, whole_length: bool = False) -> None:
         self.split: Split = open_split(data.path, split)
         self.fingerprint = f"texts {self.split.fingerprint}"
-        self._tokenizer = caption_tokenizer(data)
+        self._captions = Captions(data, whole_length=whole_length)
+        self.padding = self._captions.padding
 
     def __len__(self) -> int:
         return self.split.num_texts
 
     def read(self, row: int, epoch: int | None) -> dict[str, Tensor]:
-        input_ids, attention_mask = self._tokenizer.encode(self.split.texts.value("text", row))
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "sample_id": torch.tensor(row)}
+        return self._captions.tokens(self.split.texts.value("text", row)) | {"sample_id": torch.tensor(row)}
 
 
 def unreadable_image(split: Split, image_row: int, error: UnreadableImage) -> UnreadableSample:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from accel_train.config.contrastive import Backbone, ClipModelSection, DualEncoderSection
+from accel_train.config.contrastive import Backbone, ClipModelSection, ContrastiveConfig, DualEncoderSection
 from accel_train.data.text import CaptionTokenizer
 from accel_train.errors import UserError
 from accel_train.models.contrastive_model import ContrastiveModel
+from accel_train.tasks.teacher import kinds_of
 
 
 def check_tokenizer(
@@ -27,6 +28,16 @@ def check_tokenizer(
                 f"data.tokenizer ends a text with token {last}, but the text tower takes its feature from token "
                 f"{text.eos_token_id}. For random weights set model.config.text_config.eos_token_id={last}."
             )
+
+
+def reads_padding(config: ContrastiveConfig) -> bool:
+    """Whether a text's feature depends on how far it is padded: SigLIP takes it from the last position, padding or not.
+
+    A live teacher that reads the captions may be a SigLIP, too.
+    """
+    section = config.distillation
+    has_reading_teacher = section is not None and section.teacher is not None and "text" in kinds_of(section)
+    return has_reading_teacher or (isinstance(config.model, ClipModelSection) and config.model.type == "siglip")
 
 
 def section_of_export(

@@ -22,7 +22,7 @@ from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.export import load_pretrained_weights, save_pretrained
 from accel_train.models.pretrained import building_on_meta
 from accel_train.optim.frozen import never_trained
-from accel_train.tasks.clip_parts import check_tokenizer, section_of_export
+from accel_train.tasks.clip_parts import check_tokenizer, reads_padding, section_of_export
 from accel_train.tasks.distillation import (
     distillation_hazards,
     distillation_losses,
@@ -83,13 +83,14 @@ class ContrastiveTask(Task):
         return {} if largest is None else {"logit_scale": math.log(largest)}
 
     def build_dataset(self, split: str) -> Dataset:
-        return PairDataset(self.config.data, split, seed=self.config.seed)
+        return PairDataset(self.config.data, split, seed=self.config.seed, whole_length=reads_padding(self.config))
 
     def num_samples(self, split: str) -> int:
         return open_split(self.config.data.path, split).num_pairs
 
     def evaluation_sets(self, split: str) -> list[Dataset]:
-        return [ImageDataset(self.config.data, split), TextDataset(self.config.data, split)]
+        texts = TextDataset(self.config.data, split, whole_length=reads_padding(self.config))
+        return [ImageDataset(self.config.data, split), texts]
 
     def example_batch(self, num_rows: int) -> Batch:
         size, length = self.config.data.image_size, self.config.data.max_text_length

@@ -26,6 +26,7 @@ from accel_train.errors import UserError
 from accel_train.models.weights_digest import digest_of_weights
 from accel_train.preflight import preflight
 from accel_train.run_lock import RunLock
+from accel_train.tasks.clip_parts import reads_padding
 from accel_train.tools.feature_blocks import Block, Part, Parts, about_work, cut_into_blocks, identity_of, remove
 from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.trained import Trained, open_config, open_trained
@@ -115,7 +116,8 @@ def open_inputs(config: ContrastiveConfig, asked: Asked) -> Inputs:
     # Another dataset may have a tokenizer of its own: the model knows the one it was trained with.
     data = config.data.model_copy(update={"path": path, "tokenizer": tokenizer_path(config.data)})
     opened = open_split(path, asked.split)
-    datasets: dict[str, Dataset] = {"image": ImageDataset(data, asked.split), "text": TextDataset(data, asked.split)}
+    texts_of_split = TextDataset(data, asked.split, whole_length=reads_padding(config))
+    datasets: dict[str, Dataset] = {"image": ImageDataset(data, asked.split), "text": texts_of_split}
     ids = {"image": opened.images.column("image_id").tolist(), "text": opened.texts.column("text_id").tolist()}
     return Inputs(datasets, ids, opened.fingerprint, f"{path}, split {asked.split}")
 

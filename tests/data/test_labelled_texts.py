@@ -38,7 +38,7 @@ def make(folder: Path) -> MakeData:
 def test_columns_are_as_promised(make: MakeData) -> None:
     dataset = LabelledTextDataset(make(), "train", seed=0)
     assert len(dataset) == 90
-    assert dataset.padding == Padding({"input_ids": 0, "attention_mask": 0})
+    assert dataset.padding == Padding({"input_ids": 0, "attention_mask": 0}, limit=12)
     for row in range(20):
         sample = dataset.read(row, None)
         length = len(sample["input_ids"])

@@ -89,8 +89,8 @@ def test_columns_are_as_promised(dataset_folder: Path, data_section: MakeSection
     columns = {name: (tuple(column.shape), column.dtype) for name, column in step.micro_batches[0].items()}
     assert columns == {
         "pixel_values": ((2, 3, 16, 16), torch.uint8),
-        "input_ids": ((2, 8), torch.int64),
-        "attention_mask": ((2, 8), torch.int64),
+        "input_ids": ((2, 6), torch.int64),
+        "attention_mask": ((2, 6), torch.int64),
         "image_key": ((2,), torch.int64),
         "text_key": ((2,), torch.int64),
         "sample_id": ((2,), torch.int64),
@@ -248,8 +248,8 @@ def test_evaluation_sets_have_their_columns(dataset_folder: Path, data_section: 
         "row": (7,),
     }
     assert {name: tuple(column.shape) for name, column in texts.items()} == {
-        "input_ids": (13, 8),
-        "attention_mask": (13, 8),
+        "input_ids": (13, 6),
+        "attention_mask": (13, 6),
         "sample_id": (13,),
         "row": (13,),
     }

@@ -23,6 +23,10 @@ def test_lengths_are_rounded_up(longest: int, length: int) -> None:
     assert batch["ids"].sum() == 1 + 2 * longest
 
 
+def test_lengths_are_rounded_up_to_the_limit_at_most() -> None:
+    assert join(ragged(1, 5), Padding({"ids": 0}, multiple=4, limit=6))["ids"].shape == (2, 6)
+
+
 def test_batches_are_joined_like_rows() -> None:
     padding = Padding({"ids": 9})
     rows = ragged(2, 4, 1, 3)

@@ -6,6 +6,7 @@ import torch
 
 from accel_train.config.contrastive import PairData
 from accel_train.data.dataset import UnreadableSample
+from accel_train.data.padding import join
 from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset
 from accel_train.data.transforms import evaluation_image
 from accel_train.errors import UserError
@@ -27,6 +28,20 @@ def test_a_row_is_a_pair(dataset_folder: Path, data_section: MakeSection) -> Non
     assert torch.equal(row["input_ids"], TextDataset(data, "train").read(8, None)["input_ids"])
 
 
+def test_captions_are_as_long_as_they_are(dataset_folder: Path, data_section: MakeSection) -> None:
+    data = data_section(dataset_folder, pad_to_multiple_of=3)
+    texts, whole = TextDataset(data, "valid"), TextDataset(data, "valid", whole_length=True)
+    rows, padded = ([dataset.read(row, None) for row in range(13)] for dataset in (texts, whole))
+    lengths = [len(row["input_ids"]) for row in rows]
+    assert min(lengths) < max(lengths) and all(len(row["input_ids"]) == 8 for row in padded)
+    assert all(row["attention_mask"].all() for row in rows)
+    for length, row, other in zip(lengths, rows, padded, strict=True):
+        assert torch.equal(row["input_ids"], other["input_ids"][:length]) and other["attention_mask"].sum() == length
+    batch = join([{name: value[None] for name, value in row.items()} for row in rows], texts.padding)
+    assert batch["input_ids"].shape == (13, min(-(-max(lengths) // 3) * 3, 8))
+    assert torch.equal(batch["attention_mask"].sum(1), torch.tensor(lengths))
+
+
 def test_shared_images_and_captions_share_keys(dataset_folder: Path, data_section: MakeSection) -> None:
     dataset = PairDataset(data_section(dataset_folder), "train", seed=0)
     rows = [dataset.read(index, None) for index in range(9)]
@@ -38,7 +53,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_row(dataset_folder: Path, 
     data = data_section(dataset_folder, **AUGMENTED)
     first, same, other = (PairDataset(data, "train", seed=seed) for seed in (1, 1, 2))
     for name in ("pixel_values", "input_ids"):
-        pile = [torch.stack([dataset.read(row, epoch)[name] for row in range(20)]) for dataset, epoch in
+        pile = [torch.cat([dataset.read(row, epoch)[name].flatten() for row in range(20)]) for dataset, epoch in
                 ((first, 3), (same, 3), (other, 3), (first, 4), (first, None), (other, None))]  # fmt: skip
         assert torch.equal(pile[0], pile[1])
         assert not torch.equal(pile[0], pile[2]) and not torch.equal(pile[0], pile[3])
@@ -92,4 +107,4 @@ def test_a_dataset_without_a_tokenizer_says_what_to_do(dataset_folder: Path, dat
     with pytest.raises(UserError, match="holds no tokenizer"):
         TextDataset(data_section(dataset_folder), "valid")
     moved = data_section(dataset_folder, tokenizer=str(dataset_folder / "elsewhere"))
-    assert TextDataset(moved, "valid").read(0, None)["input_ids"].shape == (8,)
+    assert TextDataset(moved, "valid", whole_length=True).read(0, None)["input_ids"].shape == (8,)

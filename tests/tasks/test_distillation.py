@@ -14,6 +14,7 @@ from transformers import ChineseCLIPModel
 
 from accel_train.config.contrastive import ContrastiveConfig, DistillationSection
 from accel_train.data.feature_file import FeatureFile, write_features
+from accel_train.data.padding import join, padding_of
 from accel_train.data.pairs import caption_tokenizer
 from accel_train.data.splits import open_split
 from accel_train.data.text import caption_vocabulary, save_tokenizer
@@ -60,7 +61,7 @@ def export(make_config: Make, tmp_path: Path) -> Callable[..., str]:
 def batch(make_config: Make) -> dict[str, Tensor]:
     dataset = ContrastiveTask(make_config()).build_dataset("train")
     rows = [dataset.read(row, None) for row in range(len(dataset))]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return join([{name: value[None] for name, value in row.items()} for row in rows], padding_of(dataset))
 
 
 def ready(config: ContrastiveConfig) -> ContrastiveTask:
@@ -280,7 +281,7 @@ def stored(make_config, export, tmp_path) -> Callable[..., tuple[str, str]]:
         model, found = task.build_model().eval(), {}
         for kind, dataset in zip(("image", "text"), task.evaluation_sets("train"), strict=True):
             rows = [dataset.read(row, None) for row in range(len(dataset))]
-            batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            batch = join([{name: value[None] for name, value in row.items()} for row in rows], padding_of(dataset))
             with torch.no_grad():
                 found[f"{kind}_features"] = model(batch)[f"{kind}_features"]
             found[f"{kind}_ids"] = [str(row) for row in range(len(dataset))]
