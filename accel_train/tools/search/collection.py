@@ -110,7 +110,7 @@ class SplitTexts:
         self.stamps = [str(key) for key in self._split.texts.column("text_key").tolist()]
 
     def dataset(self) -> Dataset:
-        return TextDataset(self._data, self._split.name)
+        return TextDataset(self._data, self._split.name, whole_length=True)
 
     def content(self, row: int) -> str:
         text: str = self._split.texts.value("text", row)
