@@ -132,7 +132,8 @@ class RunLog:
             if not is_quiet():
                 self._print(thing)
             drawing = io.StringIO()
-            Console(file=drawing, width=140, color_system=None).print(thing)
+            # Else a notebook would show what is meant for the file.
+            Console(file=drawing, width=140, color_system=None, force_jupyter=False).print(thing)
             self._write(self._log, drawing.getvalue())
 
     def warn(self, message: str) -> None:

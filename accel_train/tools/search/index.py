@@ -154,7 +154,9 @@ def _embed(
                 read = reply.columns["sample_id"].tolist() if reply.columns else []
                 segment.ids += [collection.ids[row] for row in read]
                 segment.stamps += [collection.stamps[row] for row in read]
-                others = [missing[place] for place in batch if missing[place] not in set(read)]
+                others = sorted(
+                    {missing[place] for place in batch} - set(read)
+                )  # in the order of reading, as the reasons
                 segment.unreadable += [
                     (collection.ids[row], collection.stamps[row], reason)
                     for row, reason in zip(others, reply.unreadable, strict=True)
