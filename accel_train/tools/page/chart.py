@@ -80,7 +80,11 @@ def chart(content: Chart) -> Markup:
     drawing = Drawing(
         lines,
         _colours(lines),
-        axis([line.x for line in lines], log=content.log_x, tight=not content.log_x),
+        axis(
+            [*(line.x for line in lines), [mark.x for mark in content.marks]],
+            log=content.log_x,
+            tight=not content.log_x,
+        ),
         axis([values for line in lines for values in (line.y, line.low or (), line.high or ())], log=content.log_y),
     )
     labels = _end_labels(drawing)

@@ -1,7 +1,7 @@
 "use strict";
 // Reads values off a chart under the pointer or the arrow keys, and hides lines whose box in the legend is not ticked.
-for (const figure of document.querySelectorAll("figure.chart")) {
-  const plot = figure.querySelector(".plot");
+for (const plot of document.querySelectorAll(".plot[data-lines]")) {
+  const figure = plot.closest("figure");
   const data = JSON.parse(plot.dataset.lines);
   const cursor = figure.querySelector(".cursor");
   const reading = figure.querySelector(".reading");

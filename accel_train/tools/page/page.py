@@ -45,7 +45,9 @@ def page(title: str, sections: Sequence[tuple[str, Markup]], *, subtitle: str = 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str, numbers: bool = True) -> Markup:
     """A table that scrolls by itself where it is wider than the page. Columns after the first are set as numbers."""
-    head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in header)
+    # A long name with underscores may break after them, or a table of scores is wider than any screen.
+    broken = [Markup("_<wbr>").join(name.split("_")) for name in header]
+    head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in broken)
     kind = "numbers" if numbers else "words"
 
     def row(cells: Sequence[object]) -> Markup:

@@ -48,33 +48,25 @@ def results(records: Sequence[Record], groups: Sequence[Group]) -> Markup:
     score = judging_score(records)
     order = sorted(facts.values(), key=lambda own: -(own.best_scores.get(score or "", -np.inf)))
     others = [name for name in _score_names(records) if name != score][: MOST_SCORES - 1]
-    header = [
-        "run",
-        "state",
-        *([score, *others] if score else []),
-        "at step",
-        "seed",
-        "last loss",
-        "samples/s",
-        "waiting",
-    ]
+    names = [score, *others] if score else []
+    header = ["run", *names, "at step", "seed", "last loss", "samples/s", "waiting", "state"]
     rows = []
     for own in order:
-        values = [written(name, own.best_scores.get(name)) for name in ([score, *others] if score else [])]
+        values = [written(name, own.best_scores.get(name)) for name in names]
         rows.append(
             [
                 own.name,
-                progress(own),
                 *values,
                 "–" if own.best_step is None else f"{own.best_step:,}",
                 "–" if own.seed is None else str(own.seed),
                 "–" if own.last_loss is None else short(own.last_loss),
                 "–" if own.samples_per_second is None else short(own.samples_per_second),
                 "–" if own.waiting_for_data is None else percent(own.waiting_for_data),
+                progress(own),
             ]
         )
     caption = f"Scores of each run's best evaluation, judged by {score}" if score else "No run has been evaluated"
-    return table(header, rows, caption=caption) + _means(groups, [score, *others] if score else [])
+    return table(header, rows, caption=caption) + _means(groups, names)
 
 
 def _means(groups: Sequence[Group], names: Sequence[str]) -> Markup:
@@ -122,7 +114,7 @@ def overlaid(groups: Sequence[Group]) -> Markup:
         lines = [
             _together(group, [_valid(record, score) for record in group.records], n) for n, group in enumerate(groups)
         ]
-        percent_ = all(curves.is_share(record.valid, [score]) for record in records if len(record.valid.steps))
+        percent_ = all(curves.is_share(record.valid, [score]) for record in records if score in record.valid.columns)
         charts.append(Chart(score.replace("_", " ").capitalize(), curves.STEP, _flat(lines), percent=percent_))
     charts.append(_chart(groups, "Training loss, smoothed", "loss", smooth=True))
     losses = [[_valid(record, "loss") for record in group.records] for group in groups]

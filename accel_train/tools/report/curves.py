@@ -1,6 +1,6 @@
 """The curves of one run as charts."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -69,12 +69,15 @@ def _scores(record: Record) -> list[Chart]:
 
 
 def subjects(names: Sequence[str]) -> dict[str, list[str]]:
-    """Score names by what they are of: `text_to_image_recall@5` is of text to image."""
+    """Score names by what they are of: `text_to_image_recall@5` is of text to image, `srocc_quality` of quality."""
+    ends = Counter(name.partition("_")[2] for name in names)
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
         subject, at, _ = name.partition("_recall@")
         is_mean = name.endswith("_mean_recall")
-        subject = subject if at else name.removesuffix("_mean_recall") if is_mean else PLAIN_SCORES
+        end = name.partition("_")[2]
+        plain = end if end and ends[end] > 1 else PLAIN_SCORES
+        subject = subject if at else name.removesuffix("_mean_recall") if is_mean else plain
         found[subject.replace("_", " ")].append(name)
     return found
 
@@ -161,9 +164,9 @@ def side_by_side(charts: Sequence[Chart]) -> Markup:
 
 
 def is_share(rows: Rows, names: Sequence[str]) -> bool:
-    """Whether all values lie between 0 and 1, as recall and accuracy do and are read in percent."""
+    """Whether all values lie between -1 and 1, as recall, accuracy and correlations do, which are read in percent."""
     values = np.concatenate([rows.given(name)[1] for name in names] or [np.zeros(0)])
-    return bool(len(values)) and bool((values >= 0).all() and (values <= 1).all())
+    return bool(len(values)) and bool((np.abs(values) <= 1).all())
 
 
 def marks(record: Record) -> list[Mark]:
@@ -249,4 +252,6 @@ def _short_name(name: str, subject: str) -> str:
     _, at, k = name.partition("_recall@")
     if at:
         return f"R@{k}"
-    return "mean recall" if name.endswith("mean_recall") and subject != PLAIN_SCORES else name
+    if name.endswith("mean_recall") and subject != PLAIN_SCORES:
+        return "mean recall"
+    return name.removesuffix(f"_{subject.replace(' ', '_')}")

@@ -123,6 +123,8 @@ def _tell(story: Story, when: datetime, text: str) -> None:
                 return
             if kind == "resumed":
                 _resumed(story, step, int(named["total"]))
+            if kind == "stopped":
+                story.step = max(story.step, step)
             if kind == "done" and named["step"]:
                 story.total_steps = story.step = step
             story.events.append(Event(kind, when, text, step))

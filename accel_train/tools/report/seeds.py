@@ -75,5 +75,4 @@ def _without_seed(record: Record) -> dict[str, object]:
 def _name(records: Sequence[Record]) -> str:
     if len(records) == 1:
         return records[0].name
-    others = len(records) - 1
-    return f"{records[0].name} and {others} other seed{'s' if others > 1 else ''}"
+    return f"{records[0].name} ({len(records)} seeds)"

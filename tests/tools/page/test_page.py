@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from accel_train.tools.page.page import anchor, folded, page, table, tiles
 
-VOID = {"meta", "link", "input", "img", "br", "path"}
+VOID = {"wbr", "meta", "link", "input", "img", "br", "path"}
 
 
 class Outline(HTMLParser):

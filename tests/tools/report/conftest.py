@@ -80,27 +80,27 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def make_folder(
+    folder: Path,
+    *overrides: str,
+    lines: Sequence[str] | None = None,
+    log: str | None = None,
+    config: Path = QUICKSTART,
+) -> Path:
+    """A run's folder, made with what it would hold."""
+    folder.mkdir(parents=True)
+    settings = load_config(config, [f"run_dir={folder}", *overrides])
+    (folder / "config.yaml").write_text(dump_config(settings), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines or falling()), encoding="utf-8")
+    (folder / "run.log").write_text(story() if log is None else log, encoding="utf-8")
+    (folder / "groups.json").write_text(json.dumps(groups()), encoding="utf-8")
+    (folder / "ledger.jsonl").write_text(
+        json.dumps({"step": 0, "launch": LAUNCH, "chain": "x"}) + "\n" + '{"step": 1, "samples"', encoding="utf-8"
+    )
+    return folder
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """make_run("name", "key=value", lines=..., log=...): a run's folder."""
-
-    def make(
-        name: str = "run",
-        *overrides: str,
-        lines: Sequence[str] | None = None,
-        log: str | None = None,
-        config: Path = QUICKSTART,
-    ) -> Path:
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        settings = load_config(config, [f"run_dir={folder}", *overrides])
-        (folder / "config.yaml").write_text(dump_config(settings), encoding="utf-8")
-        (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines or falling()), encoding="utf-8")
-        (folder / "run.log").write_text(story() if log is None else log, encoding="utf-8")
-        (folder / "groups.json").write_text(json.dumps(groups()), encoding="utf-8")
-        (folder / "ledger.jsonl").write_text(
-            json.dumps({"step": 0, "launch": LAUNCH, "chain": "x"}) + "\n" + '{"step": 1, "samples"', encoding="utf-8"
-        )
-        return folder
-
-    return make
+    return lambda name="run", *overrides, **given: make_folder(tmp_path / name, *overrides, **given)

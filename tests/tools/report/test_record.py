@@ -84,7 +84,7 @@ def test_a_run_without_an_evaluation(make_run: MakeRun) -> None:
         "a",
         "data.valid_split=null",
         "evaluation.best_score=null",
-        "evaluation.evaluate_every=null",
+        "evaluation.evaluate_every=1 epoch",
         lines=[train_line(10, 1.0)],
     )
     facts = facts_of(read_record(run))

@@ -35,4 +35,4 @@ def test_runs_that_differ_only_in_seed_and_place_belong_together(make_run: MakeR
     runs = [make_run("a"), make_run("c", other), make_run("b", "seed=1", lines=falling(1)), make_run("d", "seed=2")]
     groups = grouped([read_record(run) for run in runs])
     assert [[record.name for record in group.records] for group in groups] == [["a", "b", "d"], ["c"]]
-    assert [group.name for group in groups] == ["a and 2 other seeds", "c"]
+    assert [group.name for group in groups] == ["a (3 seeds)", "c"]
