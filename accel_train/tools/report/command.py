@@ -23,7 +23,7 @@ def report_command(runs: Sequence[str], *, output: str | None, as_json_: bool) -
     if doubles:
         raise UserError(f"{doubles[0]} is given more than once. Give each run once.")
     target = Path(output) if output else (folders[0] / PAGE if len(folders) == 1 else Path(PAGE))
-    if not target.parent.is_dir():
+    if output and not target.parent.is_dir():
         raise UserError(f"--output: {target.parent} is no folder. Make it first, or choose another.")
     if target.is_dir():
         raise UserError(f"--output: {target} is a folder; it must name the file of the page.")
