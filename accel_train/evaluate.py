@@ -40,6 +40,8 @@ def evaluate(engine: Engine, task: Task, split: str, config: RunConfig) -> Evalu
             batch_size=config.evaluation.batch_size or config.data.micro_batch_size,
             num_workers=config.data.num_workers,
             start_method=config.data.worker_start_method,
+            prefetch_batches=config.data.prefetch_batches,
+            pin_memory=engine.device.type == "cuda",
         )
         # Every rank has as many batches; a sample that one rank can't read stops all of them before the next collective.
         while (batch := engine.together(partial(next, batches, None))) is not None:

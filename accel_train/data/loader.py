@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from accel_train.config.schema import DataSection
 from accel_train.data.dataset import Dataset, UnreadableSample
@@ -83,7 +83,7 @@ class RowReader:
                 samples.append({name: value[None] for name, value in sample.items()})
             except UnreadableSample as error:
                 unreadable.append(str(error))
-        return Reply(join(samples, self._padding), unreadable)
+        return Reply(join(samples, self._padding, shared=get_worker_info() is not None), unreadable)
 
 
 def train_steps(

@@ -11,6 +11,8 @@ from torch import Tensor
 from accel_train.data.dataset import Dataset
 
 Batch = dict[str, Tensor]
+WORTH_SHARING = 2**16
+"""Bytes of a column from which on a copy costs more than memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,36 @@ def padding_of(dataset: Dataset) -> Padding:
     return dataset.padding if isinstance(dataset, Padded) else Padding()
 
 
-def join(pieces: Sequence[Batch], padding: Padding) -> Batch:
-    """One batch of the rows of all pieces, in order. Columns are (rows, length, ...); {} if there are no pieces."""
+def join(pieces: Sequence[Batch], padding: Padding, *, shared: bool = False) -> Batch:
+    """One batch of the rows of all pieces, in order. Columns are (rows, length, ...); {} if there are no pieces.
+
+    `shared`: in memory that another process can map, so that a batch which is sent to one is not copied for it.
+    """
     if not pieces:
         return {}
-    return {name: _join([piece[name] for piece in pieces], name, padding) for name in pieces[0]}
+    columns = {name: _equally_long([piece[name] for piece in pieces], name, padding) for name in pieces[0]}
+    return {name: torch.cat(parts, out=_shared_like(parts) if shared else None) for name, parts in columns.items()}
 
 
-def _join(columns: list[Tensor], name: str, padding: Padding) -> Tensor:
+def _equally_long(columns: list[Tensor], name: str, padding: Padding) -> list[Tensor]:
     if name not in padding.values:
-        return torch.cat(columns)
+        return columns
     longest = max(column.shape[1] for column in columns)
     length = -(-longest // padding.multiple) * padding.multiple
     if padding.limit is not None:
         length = min(length, padding.limit)
     fill = padding.values[name]
-    return torch.cat([_filled(column, length, fill) for column in columns])
+    return [_filled(column, length, fill) for column in columns]
+
+
+def _shared_like(columns: list[Tensor]) -> Tensor | None:
+    """Shared memory for all rows of a column; None for a small one, which is sent as soon as it is made."""
+    num_bytes = sum(column.nbytes for column in columns)
+    if num_bytes < WORTH_SHARING:
+        return None
+    storage = torch.UntypedStorage._new_shared(num_bytes, device="cpu")
+    shape = (sum(len(column) for column in columns), *columns[0].shape[1:])
+    return torch.empty(0, dtype=columns[0].dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
 def _filled(column: Tensor, length: int, fill: float) -> Tensor:

@@ -81,6 +81,27 @@ def test_workers_change_no_value(
     assert all(equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
+class Large:
+    """Rows of 40 kB, so that a batch goes through shared memory."""
+
+    fingerprint = "large"
+
+    def __len__(self) -> int:
+        return 40
+
+    def read(self, row: int, epoch: int | None) -> dict[str, Tensor]:
+        return {"sample_id": torch.tensor(row), "pixels": torch.full((200, 200), row, dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_large_batches_come_whole_and_stay(data_section: MakeSection, num_workers: int) -> None:
+    data = data_section(Path("unused"), num_workers=num_workers, prefetch_batches=1)
+    batches = [batch for step in steps_of(Large(), data, last_step=10) for batch in step.micro_batches]
+    assert sorted(torch.cat([batch["sample_id"] for batch in batches]).tolist()) == sorted([*range(40)] * 2)
+    for batch in batches:  # long after all of them were read
+        assert torch.equal(batch["pixels"], batch["sample_id"][:, None, None].expand(-1, 200, 200).to(torch.uint8))
+
+
 def test_columns_are_as_promised(dataset_folder: Path, data_section: MakeSection) -> None:
     data = data_section(dataset_folder)
     (step,) = steps_of(PairDataset(data, "train", seed=1), data, last_step=1)

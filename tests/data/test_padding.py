@@ -62,3 +62,12 @@ def test_what_a_dataset_declares() -> None:
 
     assert padding_of(Plain()) == Padding()
     assert padding_of(Ragged()) == Padding({"ids": 3})
+
+
+def test_large_columns_are_joined_in_shared_memory() -> None:
+    rows = [torch.randint(255, (1, 3, 200, 200), dtype=torch.uint8) for _ in range(3)]
+    pieces = [{"pixels": pixels, "row": torch.tensor([k])} for k, pixels in enumerate(rows)]
+    plain, shared = join(pieces, Padding()), join(pieces, Padding(), shared=True)
+    assert all(torch.equal(plain[name], shared[name]) for name in plain)
+    assert shared["pixels"].is_shared() and shared["pixels"].is_contiguous()
+    assert not shared["row"].is_shared() and not plain["pixels"].is_shared()
