@@ -12,7 +12,7 @@ from accel_train.checkpoint.state import TrainState, state_of
 from accel_train.checkpoint.store import Checkpoints
 from accel_train.config.faults import Fault, check_faults
 from accel_train.config.load import dump_config, leaves
-from accel_train.config.rules import check_last_batch, num_micro_batches
+from accel_train.config.rules import check_kept_graphs, check_last_batch, num_micro_batches
 from accel_train.config.schema import RunConfig
 from accel_train.data.dataset import Dataset
 from accel_train.data.order import Order
@@ -58,6 +58,7 @@ def set_up(
     if scaling := scaling_in_words(config.optimizer, config.data.global_batch_size):
         log.say(f"optimizer.lr_scaling: {scaling}")
     task, model = engine.together(lambda: build_model(config))
+    check_kept_graphs(config, engine=engine.launch.engine, compares_whole_batch=task.compares_whole_batch)
     dataset, order = engine.together(lambda: build_data(config, task, engine.world_size))
     for line in engine.together(lambda: task.prepare_training(engine.device)):
         log.say(line)

@@ -4,6 +4,7 @@
 Both leave the gradient of the loss of the whole global batch in the engine and return that loss.
 """
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -75,21 +76,21 @@ def _no_losses(task: Task, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
 def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], draw: Draw) -> StepLosses:
     """Gradient caching (Gao et al., 2021, arXiv:2101.06983), made exact over ranks.
 
-    Encode every micro-batch, keeping the graph of the last one alone; gather the outputs of all ranks; take the loss and its
-    gradient with respect to the outputs once; then push that gradient through each micro-batch's graph, encoding again
-    under the same random draws where the graph was not kept. One micro-batch needs no second pass at all.
+    Encode every micro-batch, keeping the graphs of the last `compute.kept_graphs`; gather the outputs of all ranks; take the
+    loss and its gradient with respect to the outputs once; then push that gradient through each micro-batch's graph,
+    encoding again under the same random draws where the graph was not kept. One micro-batch needs no second pass at all.
     """
+    first_kept = max(0, len(micro_batches) - task.config.compute.kept_graphs)
     num, mine = len(micro_batches), slice(sum(counts[: engine.rank]), sum(counts[: engine.rank + 1]))
     pieces: list[Batch] = []
     here = engine.whereabouts
     here.begin("forward")
     for j, batch in enumerate(micro_batches):
-        engine.set_sync(last=num == 1)
-        with draw(j), torch.set_grad_enabled(j == num - 1):
+        engine.set_sync(last=first_kept == 0 and j == num - 1)
+        with draw(j), torch.set_grad_enabled(j >= first_kept):
             pieces.append(engine.model(batch))
-    kept = pieces[-1]
-    check_gathered(task, kept, micro_batches[-1])
-    learnt = [name for name, value in kept.items() if value.requires_grad]
+    check_gathered(task, pieces[-1], micro_batches[-1])
+    learnt = [name for name, value in pieces[-1].items() if value.requires_grad]
 
     here.begin("gathering outputs")
     gathered = _gather(engine, task, pieces, counts)
@@ -103,19 +104,29 @@ def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[
     if task.splits_loss:
         _sum_over_ranks(engine, [*gradients.values(), *losses.values()])
 
-    # The kept graph goes first: the engines allow no other forward pass between a graph and its backward.
-    ends = torch.tensor([len(batch["sample_id"]) for batch in micro_batches]).cumsum(0).tolist()
-    for turn, j in enumerate([num - 1, *range(num - 1)]):
-        rows = slice(mine.start + (ends[j - 1] if j else 0), mine.start + ends[j])
-        if turn:
-            engine.set_sync(last=turn == num - 1)
+    # Kept graphs go first: zero3 and fsdp2 allow no other forward pass between a graph and its backward. They go in one
+    # backward pass, since DDP and ZeRO reduce in the last one, and with all graphs kept there is no other.
+    rows = _rows_of(micro_batches, mine.start)
+    num_passes = engine.world_size * num
+    here.begin("backward")
+    with draw(num - 1):
+        kept = [_surrogate(task, pieces[j], gradients, rows[j], num_passes) for j in range(first_kept, num)]
+        del pieces[first_kept : num - 1]
+        engine.backward(torch.stack(kept).sum())
+    for j in range(first_kept):
+        engine.set_sync(last=j == first_kept - 1)
         with draw(j):
-            if turn:
-                here.begin("second forward")
-            outputs = engine.model(_inputs_of(task, micro_batches[j], learnt, kept)) if turn else kept
+            here.begin("second forward")
+            outputs = engine.model(_inputs_of(task, micro_batches[j], learnt, pieces[-1]))
             here.begin("backward")
-            engine.backward(_surrogate(task, outputs, gradients, rows, engine.world_size * num))
+            engine.backward(_surrogate(task, outputs, gradients, rows[j], num_passes))
     return StepLosses(losses, {name: value.detach() for name, value in leaves.items()})
+
+
+def _rows_of(micro_batches: list[Batch], start: int) -> list[slice]:
+    """The rows of each micro-batch in the global batch, in which this rank's begin at `start`."""
+    ends = torch.tensor([len(batch["sample_id"]) for batch in micro_batches]).cumsum(0).add(start).tolist()
+    return [slice(*ends_of) for ends_of in itertools.pairwise([start, *ends])]
 
 
 def _surrogate(task: Task, outputs: Batch, gradients: Batch, rows: slice, num_passes: int) -> Tensor:

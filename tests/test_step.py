@@ -139,6 +139,10 @@ class Steps:
         self.events.append("losses")
         return self.losses(outputs, batch)
 
+    def keep_graphs(self, number: int) -> None:
+        compute = self.task.config.compute.model_copy(update={"kept_graphs": number})
+        self.task.config = self.task.config.model_copy(update={"compute": compute})
+
     def take(self, batch: Batch, sizes: list[int], draw: Draw) -> tuple[StepLosses, dict[str, Tensor | None]]:
         losses = forward_backward(self.engine, self.task, split(batch, sizes), [len(batch["sample_id"])], draw)
         gradients = {name: parameter.grad for name, parameter in self.model.named_parameters()}
@@ -186,11 +190,13 @@ def in_one_piece(steps: Steps, batch: Batch, sizes: list[int], draw: Draw) -> tu
     return loss.detach(), dict(zip(parameters, found, strict=True))
 
 
+@pytest.mark.parametrize("kept_graphs", [1, 2, 10])
 @pytest.mark.parametrize("sizes", SPLITS)
 @pytest.mark.parametrize("task", [PairTask, RowTask])
-def test_equals_one_graph(task: type[Task], sizes: list[int], steps: MakeSteps, batch: Batch) -> None:
+def test_equals_one_graph(task: type[Task], sizes: list[int], kept_graphs: int, steps: MakeSteps, batch: Batch) -> None:
     """Dropout is on: the second pass of `cached` has to meet the draws of the first."""
     running = steps(task)
+    running.keep_graphs(kept_graphs)
     losses, gradients = running.take(batch, sizes, seeded)
     wanted_loss, wanted = in_one_piece(running, batch, sizes, seeded)
     torch.testing.assert_close(torch.stack(list(losses.losses.values())).sum(), wanted_loss)
@@ -224,6 +230,20 @@ def test_cached_keeps_the_last_graph_and_reduces_in_the_last_backward(steps: Mak
     first_pass = [("sync", False), BOTH] * 3
     second_pass = ["backward", ("sync", False), BOTH, "backward", ("sync", True), BOTH, "backward"]
     assert running.events == [*first_pass, "losses", *second_pass]
+
+
+def test_graphs_that_are_kept_go_first_and_together(steps: MakeSteps, batch: Batch) -> None:
+    running = steps(PairTask)
+    running.keep_graphs(2)
+    running.take(batch, [4, 3, 3], seeded)
+    assert running.events == [*[("sync", False), BOTH] * 3, "losses", "backward", ("sync", True), BOTH, "backward"]
+
+
+def test_with_all_graphs_kept_nothing_runs_twice(steps: MakeSteps, batch: Batch) -> None:
+    running = steps(PairTask)
+    running.keep_graphs(3)
+    running.take(batch, [4, 3, 3], seeded)
+    assert running.events == [*[("sync", False), BOTH] * 2, ("sync", True), BOTH, "losses", "backward"]
 
 
 def test_a_single_micro_batch_runs_once(steps: MakeSteps, batch: Batch) -> None:

@@ -190,6 +190,22 @@ def _engine(config: RunConfig) -> Iterator[str]:
         yield f"zero.offload_optimizer: true would be ignored by engine {config.engine}. Use zero1, zero2 or zero3."
 
 
+def check_kept_graphs(config: RunConfig, *, engine: str, compares_whole_batch: bool) -> None:
+    """Raises UserError where compute.kept_graphs could not be followed."""
+    kept = config.compute.kept_graphs
+    if kept == 1:
+        return
+    why = None
+    if not compares_whole_batch:
+        why = "would be ignored: the loss adds up over micro-batches, so none is encoded twice"
+    elif engine in ("zero3", "fsdp2"):
+        why = f"can't be followed: {engine} allows no other forward pass between a graph and its backward pass"
+    elif config.compute.activation_checkpointing:
+        why = "contradicts compute.activation_checkpointing, which computes activations again instead of keeping them"
+    if why:
+        raise UserError(f"compute.kept_graphs: {kept} {why}. Set it to 1.")
+
+
 def num_micro_batches(config: RunConfig, world_size: int) -> int:
     """Micro-batches of one rank in one step: global_batch_size / (micro_batch_size x ranks).
 

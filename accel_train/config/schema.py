@@ -209,6 +209,10 @@ class LogSection(Section):
 class ComputeSection(Section):
     activation_checkpointing: bool = False
     """Recompute each repeated block in the backward pass instead of storing its activations."""
+    kept_graphs: Annotated[int, Field(ge=1)] = 1
+    """For losses over the whole batch: how many micro-batches of a step keep the activations of their first forward pass,
+    and so need no second one. Each takes the memory of one micro-batch; with all of them a step costs no more than an
+    uncached one."""
     compile: bool = False
     """torch.compile each repeated block."""
     num_threads: Annotated[int, Field(ge=1)] | None = None

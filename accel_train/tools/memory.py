@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from accel_train.config.rules import num_micro_batches
 from accel_train.config.schema import RunConfig
 from accel_train.engine.buffers import REDUCE_BUCKET, ZERO3_LIVE
 from accel_train.models.blocks import repeated_blocks
@@ -64,8 +65,10 @@ def memory_parts(
     batch = task.example_batch(rows)
     if batch is not None:
         how = "blocks recomputed" if config.compute.activation_checkpointing else "kept for the backward pass"
-        activations = activation_bytes(model, plan, config, batch)
-        parts.append(MemoryPart("activations", activations, f"of one micro-batch of {rows}, {how}"))
+        kept = min(config.compute.kept_graphs, num_micro_batches(config, world_size))
+        activations = kept * activation_bytes(model, plan, config, batch)
+        which = "one micro-batch" if kept == 1 else f"{kept} micro-batches"
+        parts.append(MemoryPart("activations", activations, f"of {which} of {rows}, {how}"))
     return parts
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from accel_train.advice import before_training
-from accel_train.config.rules import num_micro_batches
+from accel_train.config.rules import check_kept_graphs, num_micro_batches
 from accel_train.config.schema import RunConfig
 from accel_train.data.order import Order
 from accel_train.engine.launch import read_launch
@@ -82,6 +82,7 @@ def make_plan(config: RunConfig, *, world_size: int | None = None) -> RunPlan:
     world_size = world_size or launch.world_size
     micro_batches = num_micro_batches(config, world_size)
     task = build_task(config)
+    check_kept_graphs(config, engine=launch.engine, compares_whole_batch=task.compares_whole_batch)
     with torch.device("meta"):
         model = task.build_model()
     data = config.data

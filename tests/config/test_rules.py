@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from accel_train.config.rules import check_last_batch, check_rules, num_micro_batches
+from accel_train.config.rules import check_kept_graphs, check_last_batch, check_rules, num_micro_batches
 from accel_train.config.schema import RunConfig
 from accel_train.errors import UserError
 
@@ -209,3 +209,22 @@ def test_a_phase_that_fits(load: Load) -> None:
     config = load(PHASE % ("{name: text, lr: 0.1, train_last: all}", "{name: constant}"))
     assert check_rules(config) == []
     assert config.phases[0].towers[0].train_last == "all"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "engine", "compares_whole_batch", "found"),
+    [
+        ([], "ddp", False, "would be ignored: the loss adds up over micro-batches"),
+        ([], "zero3", True, "can't be followed: zero3 allows no other forward pass"),
+        ([], "fsdp2", True, "can't be followed: fsdp2 allows no other forward pass"),
+        (["compute.activation_checkpointing=true"], "ddp", True, "contradicts compute.activation_checkpointing"),
+    ],
+)
+def test_graphs_that_cannot_be_kept(
+    overrides: list[str], engine: str, compares_whole_batch: bool, found: str, load: Load
+) -> None:
+    config = load("compute.kept_graphs=3", *overrides)
+    with pytest.raises(UserError, match=f"compute.kept_graphs: 3 {found}"):
+        check_kept_graphs(config, engine=engine, compares_whole_batch=compares_whole_batch)
+    check_kept_graphs(load(*overrides), engine=engine, compares_whole_batch=compares_whole_batch)
+    check_kept_graphs(load("compute.kept_graphs=3"), engine="zero2", compares_whole_batch=True)

@@ -260,6 +260,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "model": DUAL_ENCODER | {"batch_norm": "sync", "image": {"architecture": "resnet", "config": RESNET}},
         "optimizer": {"towers": [IMAGE | {"layers": "resnet"}, *DUAL_TOWERS[1:]]},
     },
+    "kept_graphs": SHORT | {"compute": {"kept_graphs": 2}},
     # Costs and faults
     "counted": SHORT,
     "poisoned": SHORT
@@ -267,7 +268,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     | {"data": {"train_split": toy.POISONED_SPLIT, "shuffle": False}, "nonfinite": {"max_in_a_row": 0}},
 }
 INVARIANT = list(SCENARIOS)[: list(SCENARIOS).index("fast_dropout")]
-OTHERS = [name for name in SCENARIOS if name not in INVARIANT and name != "synced"]
+OTHERS = [name for name in SCENARIOS if name not in (*INVARIANT, "synced", "kept_graphs")]
+KEPT_GRAPHS = ["kept_graphs@2", "kept_graphs@4"]
+"""All graphs of a step kept, and half of them."""
+KEEP_GRAPHS = ("ddp", "zero1", "zero2")
 KEYED_DROPOUT = ["keyed_dropout", "keyed_dropout_recomputed"]
 WITH_OFFLOAD = ["info_nce", "llrd", "evaluated", "tokens"]
 IN_ONE_PIECE = ["info_nce", "siglip", "tokens", "frozen_image"]
@@ -291,6 +295,7 @@ def runs_of(engine: str, world_size: int) -> list[str]:
     whole = INVARIANT if engine == "ddp" else IN_ONE_PIECE
     if world_size == 2:
         cut = [f"{name}@2" for name in (*INVARIANT, *OTHERS)]
+        cut += KEPT_GRAPHS if engine in KEEP_GRAPHS else []
         return [*(f"{name}@1" for name in whole), *cut, "keyed_dropout@1", "fast_dropout@1", "counted@1", "synced@1"]
     cut = [f"{name}@4" for name in (INVARIANT if engine == "ddp" else ON_ONE_RANK)]
     return [*(f"{name}@1" for name in whole), *cut, "keyed_dropout@4", "fast_dropout@4", "bf16@4"]

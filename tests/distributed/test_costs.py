@@ -1,10 +1,15 @@
 """What one step costs: as few forward passes, loss evaluations and reductions as an exact step can do with."""
 
+from collections.abc import Callable
+
 import pytest
 
+from tests.distributed.closeness import worst_difference
 from tests.distributed.conftest import Observed
-from tests.distributed.scenarios import FEW_STEPS, STEPS, WHOLE_ENGINES
+from tests.distributed.reference import Reference
+from tests.distributed.scenarios import FEW_STEPS, KEEP_GRAPHS, KEPT_GRAPHS, STEPS, WHOLE_ENGINES
 
+Trained = Callable[..., Reference]
 TOWERS = ("vision_model", "text_model")
 
 
@@ -15,6 +20,17 @@ def test_forward_passes(engine: str, world_size: int, num_micro_batches: int, ob
     counts = observed(engine, world_size, f"info_nce@{num_micro_batches}").found["counts"]
     for tower in TOWERS:
         assert counts[tower] == STEPS * (2 * num_micro_batches - 1)
+
+
+@pytest.mark.parametrize("engine", KEEP_GRAPHS)
+@pytest.mark.parametrize("run", KEPT_GRAPHS)
+def test_kept_graphs_need_no_second_pass(engine: str, run: str, observed: Observed, reference: Trained) -> None:
+    """Two graphs are kept, so K micro-batches take 2K - 2 passes; the result is that of the whole batch."""
+    observation = observed(engine, 2, run)
+    num_micro_batches = int(run.partition("@")[2])
+    assert observation.found["counts"]["text_model"] == FEW_STEPS * (2 * num_micro_batches - 2)
+    difference, name = worst_difference(observation.weights, reference("kept_graphs").weights[-1])
+    assert difference < 1e-5, name
 
 
 @pytest.mark.parametrize("engine", WHOLE_ENGINES)

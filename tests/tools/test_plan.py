@@ -211,6 +211,12 @@ def test_checkpointing_and_precision_shrink_activations() -> None:
     assert sizes("compute.activation_checkpointing=true")["activations"] < 0.6 * whole
 
 
+def test_activations_of_every_kept_graph_are_counted() -> None:
+    split = ["data.global_batch_size=32", "data.micro_batch_size=4"]
+    assert sizes(*split, "compute.kept_graphs=3")["activations"] == 3 * sizes(*split)["activations"]
+    assert sizes(*split, "compute.kept_graphs=100")["activations"] == 8 * sizes(*split)["activations"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
