@@ -18,7 +18,7 @@ from accel_train.tools.report.record import Record
 from accel_train.tools.report.seeds import Estimate, Group, estimate, grouped
 from accel_train.tools.report.settings import differences, shown
 
-MOST_SCORES = 8
+MOST_SCORES = 5
 
 
 def name_apart(records: Sequence[Record]) -> None:
@@ -80,6 +80,9 @@ def _means(groups: Sequence[Group], names: Sequence[str]) -> Markup:
         "Runs that differ only in seed are taken together. ± is the 95 % interval of the mean (Student's t); of two runs it "
         "is wide because two say little."
     )
+    unfinished = [record.name for group in groups for record in group.records if record.status != "done"]
+    if unfinished:
+        note += f" Not at their end: {', '.join(unfinished)}."
     caption = "Mean of each run's best evaluation over seeds"
     return table(["runs", "seeds", *names], rows, caption=caption) + Markup('<p class="note">{}</p>').format(note)
 
@@ -125,7 +128,9 @@ def overlaid(groups: Sequence[Group]) -> Markup:
     charts.append(Chart("Highest learning rate of a group", curves.STEP, _flat(lines)))
     charts.append(_chart(groups, "Samples per second", "samples_per_second"))
     note = (
-        "Bands reach from the lowest to the highest seed; the line is their mean." if len(groups) < len(records) else ""
+        "Bands reach from the lowest to the highest seed; the line is their mean, as far as all of them have come."
+        if len(groups) < len(records)
+        else ""
     )
     return curves.side_by_side(charts) + (Markup('<p class="note">{}</p>').format(note) if note else "")
 
