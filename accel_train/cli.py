@@ -20,12 +20,13 @@ from accel_train.commands.find_lr import find_lr
 from accel_train.commands.init import init
 from accel_train.commands.machine import doctor, schema
 from accel_train.commands.models import embed, evaluate, export
+from accel_train.commands.plan import plan
 from accel_train.commands.profile import profile
 from accel_train.commands.report import report
 from accel_train.commands.search import search
 from accel_train.commands.slurm import slurm
 from accel_train.commands.sweep import sweep
-from accel_train.commands.training import plan, replay, train
+from accel_train.commands.training import replay, train
 from accel_train.commands.verify import verify
 from accel_train.errors import DONE, OUTCOME_FILE, CheckFailed, Stopped, UserError, explained_by
 from accel_train.visible import visible

@@ -129,11 +129,28 @@ def test_train_takes_overrides_around_its_options(calls: Callable[..., list[Any]
 
 
 def test_plan(calls: Callable[..., list[Any]]) -> None:
-    recorded = calls("accel_train.tools.plan", "plan")
+    recorded = calls("accel_train.tools.plan.command", "plan")
     assert cli.main(["plan", "--ranks", "8", "--picture", "lr.png", QUICKSTART, "seed=4"]) == 0
     ((config,), options) = recorded[0]
     assert config.seed == 4
-    assert options == {"as_json": False, "picture": "lr.png", "world_size": 8}
+    assert options == {"as_json": False, "picture": "lr.png", "world_size": 8, "fit": None, "scale": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fits", "80"], "found '80'; it must be a size such as 80GiB"),
+        (["--gpus", "8"], "--gpus is for --scale, and would be ignored"),
+        (["--scale", "--intra-node", "300"], "--scale needs --inter-node GB/s"),
+        (["--scale", "--intra-node", "3", "--inter-node", "2", "--tflops", "9"], "give both, or neither"),
+        (["--scale", "--intra-node", "-3", "--inter-node", "2"], "it must be a number above 0"),
+    ],
+)
+def test_questions_of_plan_that_are_not_whole(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", QUICKSTART, *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_evaluate(calls: Callable[..., list[Any]]) -> None:

@@ -9,7 +9,8 @@ def bench(argv: list[str]) -> None:
 
     Ratios are taken in turns in one run: against a bare PyTorch loop, and of a step in micro-batches against the same
     global batch at once. --data measures the loader alone and says how many workers are enough; --checkpoint measures what
-    a save costs, without a configuration. Nothing is written into run_dir, and nothing is left behind.
+    a save costs, without a configuration. --calibrate measures the host itself, and the links between the launch's ranks,
+    and keeps it in the user's cache for `plan`. Nothing is written into run_dir, and nothing else is left behind.
     """
     parser = make_parser(bench, "torchrun --nproc-per-node 8 -m accel_train bench configs/quickstart.yaml")
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="configuration file (YAML)")
@@ -17,6 +18,7 @@ def bench(argv: list[str]) -> None:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--data", action="store_true", help="the loader alone, with more and more workers")
     kinds.add_argument("--checkpoint", action="store_true", help="what a checkpoint costs on this file system")
+    kinds.add_argument("--calibrate", action="store_true", help="how fast this host is, for the times that plan gives")
     parser.add_argument("--warmup", type=positive, metavar="N", help="steps before the clock starts (5)")
     parser.add_argument("--steps", type=positive, metavar="N", help="steps that are timed (20)")
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds in which ways take turns (12)")
@@ -28,11 +30,14 @@ def bench(argv: list[str]) -> None:
     of_checkpoints = {"--mebibytes": arguments.mebibytes, "--folder": arguments.folder}
     if arguments.checkpoint:
         ignored = of_steps | {"CONFIG": arguments.config}
+    elif arguments.calibrate:
+        ignored = of_steps | of_checkpoints
     else:
         ignored = of_checkpoints | ({"--rounds": arguments.rounds} if arguments.data else {})
     for option, value in ignored.items():
         if value is not None:
-            kind = "--checkpoint" if arguments.checkpoint else "--data" if arguments.data else "training"
+            chosen = [kind for kind in ("checkpoint", "data", "calibrate") if vars(arguments)[kind]]
+            kind = f"--{chosen[0]}" if chosen else "training"
             raise UserError(f"{option} says nothing about {kind}, so it would be ignored. Take it out.")
     if arguments.checkpoint:
         from accel_train.tools.bench.command import bench_checkpoints
@@ -42,6 +47,11 @@ def bench(argv: list[str]) -> None:
     if arguments.config is None:
         raise UserError("bench needs a configuration file, or --checkpoint. `accel-train bench --help` explains it.")
     config = load(arguments)
+    if arguments.calibrate:
+        from accel_train.tools.calibration.command import calibrate
+
+        calibrate(config, as_json=arguments.json)
+        return
 
     from accel_train.tools.bench.command import Length, bench_data
     from accel_train.tools.bench.command import bench as run

@@ -1,4 +1,4 @@
-"""`train` and what shows a run beforehand."""
+"""`train`, and a step of a run computed again."""
 
 from accel_train.commands.arguments import OVERRIDES_HELP, add_config, load, make_parser, positive
 from accel_train.config.faults import read_faults
@@ -21,27 +21,6 @@ def train(argv: list[str]) -> None:
     from accel_train.train import train as run
 
     run(config, fresh=arguments.fresh, inject=faults)
-
-
-def plan(argv: list[str]) -> None:
-    """Shows what `train` would do, without reading weights or data beyond their sizes.
-
-    Prints every parameter group with its learning rate, weight decay and clipping, the number of steps, and the memory
-    of each rank by part.
-    """
-    parser = make_parser(
-        plan, "accel-train plan configs/chinese_clip_muge.yaml engine=zero2 --ranks 8 --picture lr.png"
-    )
-    add_config(parser)
-    parser.add_argument("--ranks", type=positive, metavar="N", help="plan for so many ranks (default: as launched)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--picture", metavar="PNG", help="draw the learning rate of every group over the run")
-    arguments = parser.parse_intermixed_args(argv)
-    config = load(arguments)
-
-    from accel_train.tools.plan import plan as run
-
-    run(config, as_json=arguments.json, picture=arguments.picture, world_size=arguments.ranks)
 
 
 def replay(argv: list[str]) -> None:

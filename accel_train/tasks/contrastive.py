@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.config.schema import RunConfig
 from accel_train.data.dataset import Dataset
+from accel_train.data.duplicates import chance_of_a_duplicate
 from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset, caption_tokenizer, tokenizer_path
 from accel_train.data.splits import open_split
 from accel_train.data.tokenizer_files import export_tokenizer
@@ -28,11 +29,12 @@ from accel_train.tasks.distillation import (
     distillation_losses,
     project_to_teacher,
     refuse_frozen_students,
+    teacher_bytes,
     teacher_columns,
 )
 from accel_train.tasks.retrieval_rows import retrieval_rows
 from accel_train.tasks.task import Batch, Task
-from accel_train.tasks.teacher import Teacher, open_teacher
+from accel_train.tasks.teacher import Teacher, open_teacher, teacher_width
 
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -94,11 +96,18 @@ class ContrastiveTask(Task):
 
     def example_batch(self, num_rows: int) -> Batch:
         size, length = self.config.data.image_size, self.config.data.max_text_length
-        return {
+        batch = {
             "pixel_values": torch.zeros(num_rows, 3, size, size, dtype=torch.uint8),
             "input_ids": torch.zeros(num_rows, length, dtype=torch.int64),
             "attention_mask": torch.ones(num_rows, length, dtype=torch.int64),
         }
+        if self.config.distillation is None:
+            return batch
+        width = teacher_width(self.config)
+        for column in teacher_columns(self.config.distillation):
+            shape = (num_rows,) if column == "teacher_logit_scale" else (num_rows, width)
+            batch[column] = torch.zeros(shape)
+        return batch
 
     def hazards(self) -> list[str]:
         found = []
@@ -109,6 +118,16 @@ class ContrastiveTask(Task):
         if self.config.distillation is not None:
             found += distillation_hazards(self.config)
         return found
+
+    def frozen_bytes(self) -> int:
+        return teacher_bytes(self.config)
+
+    def chance_of_a_false_negative(self) -> float:
+        if self.config.loss.positives == "shared":
+            return 0.0
+        split = open_split(self.config.data.path, self.config.data.train_split)
+        images, texts = split.matches().numpy().T
+        return chance_of_a_duplicate(split.images.column("image_key")[images], split.texts.column("text_key")[texts])
 
     def prepare_training(self, device: torch.device) -> list[str]:
         if self.config.distillation is None:

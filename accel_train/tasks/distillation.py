@@ -63,17 +63,24 @@ def project_to_teacher(model: ContrastiveModel, config: ContrastiveConfig) -> No
         )
 
 
-def distillation_hazards(config: ContrastiveConfig) -> list[str]:
-    """What `plan` says of a live teacher, which its table of memory doesn't hold."""
+def teacher_bytes(config: ContrastiveConfig) -> int:
+    """Memory of a live teacher's weights on every rank."""
     section = config.distillation
     if section is None or section.teacher is None:
-        return []
+        return 0
     with torch.device("meta"):
-        teacher = build_teacher(teacher_config(config, reads_texts=False))
-    number = sum(parameter.numel() for parameter in teacher.parameters())
+        teacher = build_teacher(teacher_config(config, reads_texts="text" in kinds_of(section)))
+    return sum(parameter.numel() * parameter.element_size() for parameter in teacher.parameters())
+
+
+def distillation_hazards(config: ContrastiveConfig) -> list[str]:
+    """What `plan` says of a live teacher."""
+    num_bytes = teacher_bytes(config)
+    if not num_bytes:
+        return []
     return [
-        f"The teacher's {number:,} parameters are held by every rank beside the model, {4 * number / 1e9:.3g} GB, and it "
-        "reads every sample. Stored features (accel-train embed, distillation.features) cost neither."
+        f"The teacher's {num_bytes // 4:,} parameters are held by every rank beside the model, {num_bytes / 1e9:.3g} GB, "
+        "and it reads every sample. Stored features (accel-train embed, distillation.features) cost neither."
     ]
 
 

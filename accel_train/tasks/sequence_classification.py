@@ -59,7 +59,8 @@ class SequenceClassificationTask(Task):
     def example_batch(self, num_rows: int) -> Batch:
         length = self.config.data.max_text_length
         ids = torch.full((num_rows, length), text_tokenizer(self.config.data).pad_id)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        label = torch.zeros(num_rows, dtype=torch.int64)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "label": label}
 
     def hazards(self) -> list[str]:
         source = self.config.model.pretrained

@@ -120,13 +120,21 @@ class Task(ABC):
         return {}
 
     def example_batch(self, num_rows: int) -> Batch | None:
-        """A training micro-batch of the right shapes with any values, from which `plan` learns what the model holds for the
-        backward pass. None: it can't be said without data."""
+        """A training micro-batch of the right shapes with any values, from which `plan` learns what a step holds and
+        computes. A column of `loss_columns` that is left out counts as one integer a row. None: unknown without data."""
         return None
 
     def hazards(self) -> list[str]:
         """What `plan` should point out about the task's own sections."""
         return []
+
+    def frozen_bytes(self) -> int:
+        """Memory of what `prepare_training` keeps on the device: a frozen teacher, say."""
+        return 0
+
+    def chance_of_a_false_negative(self) -> float:
+        """Probability that two training samples are compared as different although they are equal."""
+        return 0.0
 
     def starting_weights(self, weights: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
         """What `initialize_from` puts into a built model from the weights of a checkpoint, and a remark for the log.

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from accel_train.config.schema import RunConfig
-from accel_train.tools.plan import as_dict, make_plan
+from accel_train.tools.plan.run_plan import make_plan
+from accel_train.tools.plan.tables import as_dict
 from tests.distributed.closeness import worst_difference
 from tests.distributed.conftest import Observation, Observed
 from tests.distributed.reference import Reference

@@ -2,7 +2,8 @@ import pytest
 
 from accel_train.config.load import load_config
 from accel_train.optim.lr_scaling import scaling_in_words
-from accel_train.tools.plan import as_dict, make_plan
+from accel_train.tools.plan.run_plan import make_plan
+from accel_train.tools.plan.tables import as_dict
 from tests.short_runs import ROOT
 
 SMALL = ROOT / "configs" / "small" / "dual_encoder_llrd.yaml"

@@ -17,7 +17,8 @@ from accel_train.models.pretrained import quiet_transformers
 from accel_train.models.sequence_classifier import SequenceClassifier
 from accel_train.tasks.build import build_task
 from accel_train.tasks.sequence_classification import SequenceClassificationTask
-from accel_train.tools.plan import as_dict, make_plan
+from accel_train.tools.plan.run_plan import make_plan
+from accel_train.tools.plan.tables import as_dict
 from tests.labelled import TOPICS, small_config, write_dataset
 
 

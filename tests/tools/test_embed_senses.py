@@ -18,7 +18,7 @@ from accel_train.data.spoken_split import open_spoken_split
 from accel_train.errors import UserError
 from accel_train.models.multimodal import MultimodalAligner
 from accel_train.tasks.build import build_task
-from accel_train.tools.plan import make_plan
+from accel_train.tools.plan.run_plan import make_plan
 from accel_train.train import train
 from tests.multimodal import DATA, alignment_config, llm_config
 from tests.spoken import write_dataset

@@ -21,7 +21,7 @@ from accel_train.tools.init.page import Page
 from accel_train.tools.init.scorer import scorer_page
 from accel_train.tools.init.source import Import, needed_import
 from accel_train.tools.init.weights import WHOLE, Weights, read_all
-from accel_train.tools.plan import make_plan
+from accel_train.tools.plan.run_plan import make_plan
 
 MADE_FOR = {
     "chinese_clip": "contrastive",
@@ -80,8 +80,8 @@ def init(
         "dataset": asked.seen.path,
         "found": as_dict(asked.seen),
         "seen": asked.seen.lines,
-        "total_steps": plan.total_steps,
-        "advice": [*plan.hazards, *plan.advice],
+        "total_steps": plan.length.total_steps,
+        "advice": [*plan.notes, *plan.hazards, *plan.advice],
         "next": [f"accel-train {command} {shlex.quote(str(target))}" for command in ("plan", "find-lr", "train")],
     }
 

@@ -1,0 +1,135 @@
+"""Counts what a program of torch operations would hold and compute, from the operations themselves.
+
+Inside torch's FakeTensorMode nothing is held and nothing computed, so a step of any size can be counted on a laptop.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+CONVOLUTIONS = {aten.convolution, aten._convolution, aten.convolution_backward}
+ATTENTION_ON_CPU = aten._scaled_dot_product_flash_attention_for_cpu
+ATTENTION_ON_CPU_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
+DEAR = {"gelu", "_softmax", "_log_softmax", "exp", "tanh", "sigmoid", "silu", "logsumexp", "native_layer_norm", "erf"}
+"""Element-wise operations that cost more arithmetic than memory on a CPU, by name, with their backward passes."""
+
+
+class Work(NamedTuple):
+    """One kind of operation of one size."""
+
+    phase: str
+    kind: str
+    """matmul, convolution, depthwise (a convolution by groups), attention, dear or plain (both element-wise)."""
+    dtype: str
+    size: int
+    """Floating-point operations of the first four; bytes read and written for the element-wise ones."""
+
+
+class Counting(TorchDispatchMode):
+    """Bytes that are alive by label, their peak, and the work done by phase.
+
+    `label` and `phase` say what the next operations' results are and to what part of a step they belong. A storage keeps the
+    label that it was made under until `watch` gives it another.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.label = "activations"
+        self.phase = "forward"
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.at_peak: Counter[str] = Counter()
+        self.peak = 0
+        self.work: Counter[Work] = Counter()
+        self._total = 0
+        self._alive: dict[int, tuple[weakref.ref[Any], str, int]] = {}
+        self._ignored: dict[int, Any] = {}
+
+    def ignore(self, tensor: Tensor) -> None:
+        """Leaves a tensor's storage out of the account, for the time of this count."""
+        storage = tensor.untyped_storage()
+        self._ignored[storage._cdata] = storage
+
+    def watch(self, tensor: Tensor, label: str) -> None:
+        """Counts a tensor's storage under a label, from now until it is freed."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            _, before, size = self._alive[key]
+            self._change(before, -size)
+        elif key in self._ignored:
+            return
+        size = storage.nbytes()
+        self._alive[key] = (weakref.ref(storage, lambda _: self._freed(key)), label, size)
+        self._change(label, size)
+
+    def hold(self, label: str, num_bytes: int) -> None:
+        """Counts memory for which there is no tensor; a negative number takes it back."""
+        self._change(label, num_bytes)
+
+    def _freed(self, key: int) -> None:
+        _, label, size = self._alive.pop(key)
+        self._change(label, -size)
+
+    def _change(self, label: str, num_bytes: int) -> None:
+        self.now[label] += num_bytes
+        self._total += num_bytes
+        self.most[label] = max(self.most[label], self.now[label])
+        if self._total > self.peak:
+            self.peak, self.at_peak = self._total, self.now.copy()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.is_view:
+            return result
+        packet = func.overloadpacket
+        if work := self._work_of(packet, args, kwargs or {}, result):
+            self.work[work] += 1
+        for tensor in tensors(result):
+            key = tensor.untyped_storage()._cdata
+            if key not in self._alive and key not in self._ignored:
+                self.watch(tensor, self.label)
+        return result
+
+    def _work_of(self, packet: Any, args: Any, kwargs: Any, result: Any) -> Work | None:
+        inputs = list(tensors((args, kwargs)))
+        if not inputs:
+            return None
+        dtype = str(inputs[0].dtype).removeprefix("torch.")
+        if packet in (ATTENTION_ON_CPU, ATTENTION_ON_CPU_BACKWARD):
+            return Work(self.phase, "attention", dtype, _attention_flops(packet, inputs))
+        if packet in flop_registry:
+            flops = int(flop_registry[packet](*args, **kwargs, out_val=result))
+            kind = "matmul" if packet not in CONVOLUTIONS else _kind_of_convolution(packet, args)
+            if "attention" in str(packet):
+                kind = "attention"
+            return Work(self.phase, kind, dtype, flops)
+        name = str(packet).removeprefix("aten.").removesuffix("_backward").removesuffix("_")
+        moved = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *tensors(result)))
+        return Work(self.phase, "dear" if name in DEAR else "plain", dtype, moved)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    for leaf in tree_iter(tree):
+        if isinstance(leaf, Tensor):
+            yield leaf
+
+
+def _attention_flops(packet: Any, inputs: list[Tensor]) -> int:
+    shapes = [tensor.shape for tensor in inputs]
+    if packet is ATTENTION_ON_CPU:
+        return int(sdpa_flop_count(*shapes[:3]))
+    return int(sdpa_backward_flop_count(*shapes[:4]))
+
+
+def _kind_of_convolution(packet: Any, args: Any) -> str:
+    groups = args[9 if packet is aten.convolution_backward else 8]
+    return "depthwise" if groups > 1 else "convolution"

@@ -1,0 +1,246 @@
+"""One step of training without memory or arithmetic: what `step.py` does, on fake tensors, with everything counted.
+
+The program is that of `step.py`, line by line. It differs where a real step reads numbers, which fake tensors don't have,
+and it takes two micro-batches for any number of them: the others hold and cost what the second does.
+"""
+
+import copy
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils.checkpoint import checkpoint
+
+from accel_train.models.blocks import repeated_blocks
+from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
+from accel_train.tasks.task import Batch, Task
+from accel_train.tools.dry_run.counting import Counting
+from accel_train.tools.dry_run.engines import make_spread
+from accel_train.tools.dry_run.spread import Spread, num_bytes
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_SIMULATED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a global batch is cut up, and what holds the model."""
+
+    engine: str
+    world_size: int
+    micro_batch_size: int
+    num_micro_batches: int
+    activation_checkpointing: bool
+    offload: bool = False
+    kept_graphs: int = 1
+    """Micro-batches whose graph a cached step keeps, so that they are encoded once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes that an engine sends around."""
+
+    all_weights: int
+    trained_weights: int
+    outside_blocks: int
+    num_tensors: int
+    """Parameters that train."""
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class DryStep:
+    counted: Counting
+    has_loss: bool
+    """False where the loss can't be taken without numbers, so that its own memory and time are missing."""
+    split: Split
+    num_simulated: int
+    """Micro-batches that were really gone through."""
+    sizes: Sizes
+    row_bytes: int
+    """Of the outputs that the ranks gather for each sample, under `cached`; 0 for losses that add up."""
+    splits_loss: bool
+    compares_whole_batch: bool
+
+
+def dry_step(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> DryStep:
+    """`model` may be on the meta device; it is left as it is. A task that can't show a batch has no activations."""
+    num = min(split.num_micro_batches, MOST_SIMULATED)
+    batch = task.example_batch(split.micro_batch_size)
+    ids = torch.zeros(split.micro_batch_size, dtype=torch.int64)
+    # Of the columns that only losses read, most hold one number for each row.
+    columns = dict.fromkeys(("sample_id", *task.loss_columns), ids) | (batch or {})
+    model = copy.deepcopy(model)
+    counted = Counting()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        model.to_empty(device="cpu")
+        freeze(model, plan)
+        set_train_mode(model)
+    with fake, counted:
+        counted.label, counted.phase = "batch", "setup"
+        batches = [{name: torch.empty_like(column) for name, column in columns.items()} for _ in range(num)]
+        counted.hold("frozen teacher", task.frozen_bytes())
+        others = split.num_micro_batches - num
+        counted.hold("batch", others * sum(column.numel() * column.element_size() for column in columns.values()))
+        if split.activation_checkpointing:
+            _checkpoint(model)
+        spread = make_spread(model, plan, task.config.optimizer, counted, split.engine, split.world_size, split.offload)
+        run = _Run(task, model, spread, counted, split, batches)
+        if batch is None:
+            run.backward(torch.stack([parameter.sum() for parameter in spread.trained]).sum(), last=True)
+            has_loss = False
+        else:
+            has_loss = run.cached() if task.compares_whole_batch else run.summed()
+        counted.phase = "optimizer"
+        spread.optimizer_step()
+    return DryStep(
+        counted, has_loss, split, num, sizes_of(model), run.row_bytes, task.splits_loss, task.compares_whole_batch
+    )
+
+
+def sizes_of(model: nn.Module) -> Sizes:
+    """Of a model whose frozen parameters need no gradient."""
+    every = list(model.parameters())
+    trained = [parameter for parameter in every if parameter.requires_grad]
+    blocks = repeated_blocks(model)
+    inside = {id(parameter) for _, block in blocks for parameter in block.parameters()}
+    outside = [parameter for parameter in every if id(parameter) not in inside]
+    return Sizes(num_bytes(every), num_bytes(trained), num_bytes(outside), len(trained), len(blocks))
+
+
+def _checkpoint(model: nn.Module) -> None:
+    """As `checkpoint_activations`, without the random state, which fake tensors can't give."""
+    for _, block in repeated_blocks(model):
+        block.forward = functools.partial(_checkpointed, block.forward)
+
+
+def _checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+class _Run:
+    def __init__(
+        self, task: Task, model: nn.Module, spread: Spread, counted: Counting, split: Split, batches: list[Batch]
+    ) -> None:
+        self.task, self.model, self.spread, self.counted, self.split = task, model, spread, counted, split
+        self.batches = batches
+        self.dtype = AUTOCAST[task.config.precision]
+        self.rows = len(next(iter(batches[0].values())))
+        self.row_bytes = 0
+
+    def forward(self, batch: Batch, phase: str) -> Batch:
+        """As the engine's forward: computes in the run's precision and returns float32."""
+        self.counted.label, self.counted.phase = "activations", phase
+        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not None):
+            outputs: Batch = self.model(batch)
+        if self.dtype is None:
+            return outputs
+        return {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.counted.label, self.counted.phase = "backward pass", "backward"
+        self.spread.before_backward(last=last)
+        loss.backward()
+        self.spread.after_backward(last=last)
+
+    def summed(self) -> bool:
+        has_loss = True
+        for turn, batch in enumerate(self.batches):
+            outputs = self.forward(batch, "forward")
+            loss, has_loss = self.losses(outputs, batch)
+            self.backward(loss, last=turn == len(self.batches) - 1)
+            del loss
+        return has_loss
+
+    def cached(self) -> bool:
+        num = len(self.batches)
+        pieces: list[Batch] = []
+        before = 0
+        for turn, batch in enumerate(self.batches):
+            before = self.counted.now["activations"]
+            with torch.set_grad_enabled(turn == num - 1):
+                pieces.append(self.forward(batch, "forward" if turn == num - 1 else "forward, for features"))
+        kept = pieces[-1]
+        other_graphs = (self.split.kept_graphs - 1) * (self.counted.now["activations"] - before)
+        self.counted.hold("activations", other_graphs)
+        learnt = [name for name, value in kept.items() if value.requires_grad]
+        self.counted.label, self.counted.phase = "features and loss", "loss"
+        total = self.split.num_micro_batches * self.split.world_size * self.rows
+        gathered = {
+            name: value.detach().clone()
+            if name in self.task.shared_outputs
+            else value.new_empty((total, *value.shape[1:]))
+            for name, value in kept.items()
+        }
+        self.row_bytes = sum(
+            value.numel() * value.element_size() for name, value in kept.items() if name not in self.task.shared_outputs
+        )
+        self.row_bytes //= self.rows
+        pieces_before = self.split.num_micro_batches - num  # the real step keeps its pieces until the end
+        own = sum(value.numel() * value.element_size() for value in kept.values())
+        self.counted.hold("features and loss", pieces_before * own)
+        leaves = {name: value.requires_grad_(name in learnt) for name, value in gathered.items()}
+        loss, has_loss = self.losses(leaves, self.loss_batch(total))
+        found = torch.autograd.grad(loss, [leaves[name] for name in learnt])
+        gradients = dict(zip(learnt, found, strict=True))
+        del loss, found
+        if self.task.splits_loss:
+            torch.cat([value.reshape(-1) for value in gradients.values()])
+        for turn, batch in enumerate([self.batches[-1], *self.batches[:-1]]):
+            outputs = kept
+            if turn:
+                outputs = self.forward(self.inputs_of(batch, learnt, kept), "forward, again")
+            terms = [
+                (outputs[name] * (gradient if name in self.task.shared_outputs else gradient[: self.rows])).sum()
+                for name, gradient in gradients.items()
+            ]
+            surrogate = torch.stack(terms).sum()
+            del terms, outputs
+            self.backward(surrogate, last=turn == num - 1)
+            del surrogate
+            self.counted.hold("activations", -other_graphs)
+            other_graphs = 0
+        return has_loss
+
+    def losses(self, outputs: Batch, batch: Batch) -> tuple[Tensor, bool]:
+        """The loss, or where it can't be taken without numbers or columns, something with a gradient for every output."""
+        self.counted.label, self.counted.phase = "features and loss", "loss"
+        try:
+            return torch.stack(list(self.task.losses(outputs, batch).values())).sum(), True
+        except (KeyError, DataDependentOutputException, DynamicOutputShapeException):
+            wanted = [value.float().sum() for value in outputs.values() if value.requires_grad]
+            return torch.stack(wanted).sum(), False
+
+    def loss_batch(self, total: int) -> Batch:
+        columns = {
+            name: self.batches[0][name].new_empty((total, *self.batches[0][name].shape[1:]))
+            for name in self.task.loss_columns
+            if name in self.batches[0]
+        }
+        if self.task.splits_loss:
+            columns["anchors"] = _Anchors([0, total // self.split.world_size])  # type: ignore[assignment]
+        return columns
+
+    def inputs_of(self, batch: Batch, learnt: list[str], outputs: Batch) -> Batch:
+        needed, unneeded = set[str](), set[str]()
+        for name, columns in self.task.output_inputs.items():
+            if name in outputs:
+                (needed if name in learnt else unneeded).update(columns)
+        return {name: column for name, column in batch.items() if name in needed or name not in unneeded}
+
+
+class _Anchors(list[int]):
+    """Stands for the tensor of the rows that a rank accounts for, whose numbers must be read."""
+
+    def tolist(self) -> list[int]:
+        return list(self)

@@ -1,0 +1,49 @@
+"""What fits into a device, against the plan of that size itself."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from accel_train.config.load import load_config
+from accel_train.optim.param_groups import plan_groups
+from accel_train.tasks.build import build_task
+from accel_train.tools.dry_run.step import Split, dry_step
+from accel_train.tools.memory import device_bytes, memory_parts
+from accel_train.tools.plan.fits import fits
+from accel_train.tools.plan.pictures import draw_fits
+
+CONFIG = Path(__file__).parents[3] / "configs" / "small" / "chinese_clip.yaml"
+
+
+@pytest.mark.slow
+def test_one_more_sample_would_not_fit(tmp_path: Path) -> None:
+    config = load_config(CONFIG, [])
+    task = build_task(config)
+    with torch.device("meta"):
+        model = task.build_model()
+    groups = plan_groups(model, config.optimizer)
+    split = Split("ddp", 2, 64, 1, activation_checkpointing=False)
+    limit = 100_000_000
+    found = fits(model, groups, task, split, limit)
+    assert [(fit.engine, fit.activation_checkpointing) for fit in found[:3]] == [
+        ("ddp", False),
+        ("ddp", True),
+        ("zero1", False),
+    ]
+
+    def needs(engine: str, size: int, *, checkpointing: bool) -> int:
+        changed = replace(split, engine=engine, micro_batch_size=size, activation_checkpointing=checkpointing)
+        return device_bytes(memory_parts(dry_step(model, groups, task, changed), groups, config))
+
+    for fit in (found[0], found[1], found[8]):
+        kept = {"checkpointing": fit.activation_checkpointing}
+        assert needs(fit.engine, fit.micro_batch_size, **kept) == fit.num_bytes <= limit
+        assert needs(fit.engine, fit.micro_batch_size + 2, **kept) > limit
+    assert found[1].micro_batch_size > found[0].micro_batch_size
+    assert found[0].dividing == max(size for size in (1, 2, 4, 8, 16, 32, 64) if size <= found[0].micro_batch_size)
+    nothing = fits(model, groups, task, split, 1_000)
+    assert {fit.micro_batch_size for fit in nothing} == {0}
+    draw_fits(found, limit, "2 ranks", str(tmp_path / "fits.png"))
+    assert (tmp_path / "fits.png").stat().st_size > 10_000
