@@ -6,14 +6,18 @@ Nothing heavy is imported before the arguments and the configuration are right, 
 import difflib
 import inspect
 import os
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from accel_train import __version__
 from accel_train.commands.bench import bench
+from accel_train.commands.completion import completion_of
 from accel_train.commands.data import import_, migrate
 from accel_train.commands.explain import explain
 from accel_train.commands.find_lr import find_lr
@@ -29,44 +33,54 @@ from accel_train.commands.sweep import sweep
 from accel_train.commands.training import replay, train
 from accel_train.commands.verify import verify
 from accel_train.errors import DONE, OUTCOME_FILE, CheckFailed, Stopped, UserError, explained_by
+from accel_train.quiet import as_before
 from accel_train.visible import visible
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+TERMINATED = 143
+"""Exit codes after Ctrl-C and SIGTERM, as shells have them: 128 + the signal's number."""
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "init": init,
-    "train": train,
-    "plan": plan,
-    "verify": verify,
-    "find-lr": find_lr,
-    "sweep": sweep,
-    "slurm": slurm,
-    "report": report,
-    "evaluate": evaluate,
-    "embed": embed,
-    "search": search,
-    "import": import_,
-    "migrate": migrate,
-    "export": export,
-    "replay": replay,
-    "bench": bench,
-    "profile": profile,
-    "doctor": doctor,
-    "schema": schema,
-    "explain": explain,
+GROUPS: dict[str, dict[str, Callable[[list[str]], None]]] = {
+    "Set up": {"init": init, "import": import_, "migrate": migrate, "doctor": doctor},
+    "Train": {"plan": plan, "verify": verify, "find-lr": find_lr, "train": train, "sweep": sweep, "slurm": slurm},
+    "Look": {
+        "report": report,
+        "evaluate": evaluate,
+        "bench": bench,
+        "profile": profile,
+        "replay": replay,
+        "explain": explain,
+    },
+    "Use": {"search": search, "embed": embed, "export": export},
+    "Editor and shell": {"schema": schema},
 }
+"""By purpose, in the order in which one meets them."""
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    name: command for group in GROUPS.values() for name, command in group.items()
+}
+GROUPS["Editor and shell"]["completion"] = COMMANDS["completion"] = completion_of(COMMANDS)
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{(inspect.getdoc(command) or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return (
-        "usage: accel-train COMMAND CONFIG [section.key=value ...]\n\n"
-        + "\n".join(lines)
-        + "\n\n`accel-train COMMAND --help` explains a command. Under several processes:\n"
-        "  accelerate launch --config_file launch/ddp.yaml --num_processes 8 -m accel_train COMMAND CONFIG"
+    lines = [f"accel-train {__version__}", "", "usage: accel-train COMMAND CONFIG [section.key=value ...]"]
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:<11} {_first_line(command)}" for name, command in group.items()]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "`accel-train COMMAND --help` explains a command. --json prints one JSON object, --quiet only results.",
+            "Under several processes:",
+            "  accelerate launch --config_file launch/ddp.yaml --num_processes 8 -m accel_train COMMAND CONFIG",
+            "Begin with: accel-train init WORKLOAD DATA",
+        ]
     )
+
+
+def _first_line(command: Callable[[list[str]], None]) -> str:
+    return (inspect.getdoc(command) or "").splitlines()[0]
 
 
 def _run(argv: list[str]) -> None:
@@ -85,13 +99,17 @@ def _run(argv: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns the exit code. What went wrong is said in words, not in a traceback."""
     try:
-        _run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
+        with as_before(), _ending_by_sigterm():
+            _run(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
     except (UserError, CheckFailed, Stopped) as error:
         pointer = "" if error.code is None else f" {explained_by(error.code)}"
         print(f"{_speaker()}: {visible(str(error))}{pointer}", file=sys.stderr)
         _leave_outcome(error.outcome, str(error))
         return error.exit_code
+    except Terminated:
+        print(f"{_speaker()}: ended by SIGTERM", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print(f"{_speaker()}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -100,6 +118,27 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + 13
     _leave_outcome(DONE, "")
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it was writing is removed."""
+
+
+@contextmanager
+def _ending_by_sigterm() -> Iterator[None]:
+    """Training answers signals by itself. So do launchers for their ranks, which may be waiting where no exception comes."""
+    if threading.current_thread() is not threading.main_thread() or os.environ.get("WORLD_SIZE", "1") != "1":
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave_outcome(word: str, message: str) -> None:
@@ -118,6 +157,7 @@ def run() -> NoReturn:
     complete ("terminate called without an active exception").
     """
     code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interpreter that ends has nothing left to interrupt
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()

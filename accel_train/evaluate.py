@@ -1,5 +1,6 @@
 """Scores of a whole split, computed over all ranks, each sample counted once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,10 +23,13 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, task: Task, split: str, config: RunConfig) -> Evaluation:
+def evaluate(
+    engine: Engine, task: Task, split: str, config: RunConfig, advance: Callable[[int], None] | None = None
+) -> Evaluation:
     """Runs the split through the model and scores it on rank 0; every rank returns the same scores.
 
-    Recall and rank correlations are not averages over batches, so predictions are joined first and scored once.
+    `advance` is told of this rank's rows as they are done, for a bar. Recall and rank correlations are not averages over
+    batches, so predictions are joined first and scored once.
     """
     engine.whereabouts.begin(f"evaluation of {split}")
     engine.share_buffers()
@@ -50,6 +54,8 @@ def evaluate(engine: Engine, task: Task, split: str, config: RunConfig) -> Evalu
             rows = batch.pop("row")
             found = task.predictions(engine.model(batch), batch)
             check_predictions(task, found, len(rows))
+            if advance is not None:
+                advance(len(rows))
             _keep(engine, {**found, "row": rows}, kept)
     set_train_mode(bare)
     predictions = {name: torch.cat(pieces) for name, pieces in kept.items()}

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import types
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from accel_train import cli
+from accel_train import cli, quiet
 from accel_train.errors import CheckFailed, NotNow, Stopped, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,9 @@ def test_evaluate(calls: Callable[..., list[Any]]) -> None:
 def test_export(calls: Callable[..., list[Any]]) -> None:
     recorded = calls("accel_train.tools.export", "export")
     assert cli.main(["export", "runs/x", "out", "--checkpoint", "latest"]) == 0
-    assert recorded == [(("runs/x", "out"), {"checkpoint": "latest", "format": "hugging_face", "lora": None})]
+    assert recorded == [
+        (("runs/x", "out"), {"checkpoint": "latest", "format": "hugging_face", "lora": None, "as_json": False})
+    ]
 
 
 def test_import(calls: Callable[..., list[Any]]) -> None:
@@ -226,6 +229,7 @@ def test_doctor(calls: Callable[..., list[Any]]) -> None:
         (UserError("a: found b"), 2, "accel-train: a: found b\n"),
         (CheckFailed("scores fell"), 1, "accel-train: scores fell\n"),
         (Stopped("stopped at step 3"), 75, "accel-train: stopped at step 3\n"),
+        (cli.Terminated(), 143, "accel-train: ended by SIGTERM\n"),
         (KeyboardInterrupt(), 130, "accel-train: interrupted\n"),
     ],
 )
@@ -239,6 +243,50 @@ def test_exit_codes(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert cli.main(["doctor"]) == code
     assert capsys.readouterr().err == message
+
+
+def test_help_is_grouped_and_its_lines_are_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for title, group in cli.GROUPS.items():
+        at = lines.index(f"{title}:")
+        assert [line.split()[0] for line in lines[at + 1 : at + 1 + len(group)]] == list(group)
+    assert all(len(line) <= 115 for line in lines)
+    assert {name for group in cli.GROUPS.values() for name in group} == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(set(cli.COMMANDS) - {"schema", "completion"}))
+def test_every_command_has_quiet_and_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    output = capsys.readouterr().out
+    assert "--quiet " in output
+    assert "--json " in output
+
+
+def test_quiet_holds_for_one_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.delenv(quiet.VARIABLE, raising=False)
+    monkeypatch.setattr("accel_train.tools.doctor.doctor", lambda *, as_json: seen.append(quiet.is_quiet()))
+    assert cli.main(["doctor", "--quiet"]) == 0
+    assert cli.main(["doctor"]) == 0
+    assert seen == [True, False]
+
+
+def test_json_of_train_is_all_of_its_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(config: object, *, fresh: bool, inject: object) -> dict[str, float]:
+        print("step 1")
+        return {"recall": 0.5}
+
+    module = types.ModuleType("accel_train.train")
+    module.__dict__["train"] = train
+    monkeypatch.setitem(sys.modules, "accel_train.train", module)
+    assert cli.main(["train", QUICKSTART, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"run_dir": "runs/quickstart", "scores": {"recall": 0.5}}
+    assert captured.err == "step 1\n"
 
 
 def test_ranks_say_which_one_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

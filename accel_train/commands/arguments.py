@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from accel_train.errors import UserError
+from accel_train.quiet import be_quiet
 
 if TYPE_CHECKING:
     from accel_train.config.schema import RunConfig
@@ -23,13 +24,20 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(command: Callable[[list[str]], None], example: str, *, name: str | None = None) -> Parser:
     """A parser whose help is the command's docstring and an example. `name` where the function is called otherwise."""
-    return Parser(
+    parser = Parser(
         prog=f"accel-train {name or command.__name__}",
         description=inspect.getdoc(command),
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--quiet", action=_Quiet, nargs=0, help="say only results, warnings and errors")
+    return parser
+
+
+class _Quiet(argparse.Action):
+    def __call__(self, *_: object) -> None:
+        be_quiet()
 
 
 def add_config(parser: Parser) -> None:

@@ -5,7 +5,7 @@ from accel_train.errors import UserError
 
 
 def bench(argv: list[str]) -> None:
-    """Measures how fast training is as launched: samples/s, utilisation, memory, waiting, communication, and ratios.
+    """Measures how fast training is as launched: samples/s, memory, waiting, communication.
 
     Ratios are taken in turns in one run: against a bare PyTorch loop, and of a step in micro-batches against the same
     global batch at once. --data measures the loader alone and says how many workers are enough; --checkpoint measures what

@@ -36,10 +36,10 @@ def import_(argv: list[str]) -> None:
 
 
 def migrate(argv: list[str]) -> None:
-    """Turns a script that starts the original Chinese-CLIP trainer into a configuration, and explains each option.
+    """Turns a script that starts the original Chinese-CLIP trainer into a configuration.
 
-    The script is read, never run. Options of the trainer, or its whole command, may also stand after `--`; they count
-    after those of the script.
+    Each of its options is explained. The script is read, never run. Options of the trainer, or its whole command, may
+    also stand after `--`; they count after those of the script.
     """
     at = argv.index("--") if "--" in argv else len(argv)
     parser = make_parser(

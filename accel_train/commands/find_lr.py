@@ -4,11 +4,11 @@ from accel_train.commands.arguments import add_config, load, make_parser, positi
 
 
 def find_lr(argv: list[str]) -> None:
-    """Learning rate range test: a step at each rate, rising exponentially, and a rate that the curve suggests.
+    """Learning rate range test, and a rate that its curve suggests.
 
-    All towers rise together, in their ratio to each other, unless --tower names one that rises alone while the others
-    rest. Every curve begins at the weights that training would begin at. Nothing of the run in run_dir changes; curves, a
-    page and a picture are left in run_dir/find_lr.
+    A step is taken at each rate, rising exponentially. All towers rise together, in their ratio to each other, unless
+    --tower names one that rises alone while the others rest. Every curve begins at the weights that training would
+    begin at. Nothing of the run in run_dir changes; curves, a page and a picture are left in run_dir/find_lr.
     """
     parser = make_parser(
         find_lr, "accel-train find-lr configs/quickstart.yaml --tower image --tower text", name="find-lr"

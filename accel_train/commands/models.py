@@ -102,7 +102,10 @@ def embed(argv: list[str]) -> None:
 
 
 def export(argv: list[str]) -> None:
-    """Writes a run's model as a Hugging Face folder, which `from_pretrained` loads, or as a file of Chinese-CLIP's."""
+    """Writes a run's model as a Hugging Face folder, or as a file of Chinese-CLIP's.
+
+    `from_pretrained` of transformers loads the folder.
+    """
     parser = make_parser(export, "accel-train export runs/quickstart exported/quickstart --checkpoint best")
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("output", metavar="OUTPUT", help="folder, or .pt file, to write; it must not exist yet")
@@ -116,6 +119,7 @@ def export(argv: list[str]) -> None:
     parser.add_argument(
         "--lora", choices=("merged", "adapter"), help="adapters merged into the decoder (default), or alone, for peft"
     )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     arguments = parser.parse_args(argv)
 
     from accel_train.tools.export import export as run
@@ -126,6 +130,7 @@ def export(argv: list[str]) -> None:
         checkpoint=arguments.checkpoint,
         format=arguments.format,
         lora=arguments.lora,
+        as_json=arguments.json,
     )
 
 

@@ -4,11 +4,11 @@ from accel_train.commands.arguments import add_config, load, make_parser, positi
 
 
 def profile(argv: list[str]) -> None:
-    """Records a few steps as launched under torch's profiler: time by phase of the loop and by operator, and a trace.
+    """Records a few steps as launched under torch's profiler: a table and a trace.
 
-    Phases are data, forward, loss, gather, backward, reduce, step, log, checkpoint. Each rank leaves a trace, which
-    https://ui.perfetto.dev opens; with several ranks its name ends in the rank. Learning rates are 0 meanwhile, and nothing
-    else of the run in run_dir changes.
+    Time is told by phase of the loop and by operator. Phases are data, forward, loss, gather, backward, reduce, step,
+    log, checkpoint. Each rank leaves a trace, which https://ui.perfetto.dev opens; with several ranks its name ends
+    in the rank. Learning rates are 0 meanwhile, and nothing else of the run in run_dir changes.
     """
     parser = make_parser(profile, "accel-train profile configs/quickstart.yaml --trace trace.json.gz")
     add_config(parser)

@@ -7,7 +7,7 @@ from accel_train.errors import UserError
 
 
 def slurm(argv: list[str]) -> None:
-    """Prints a batch script that trains a configuration on a Slurm cluster, or submits it with --submit.
+    """Prints a batch script that trains on a Slurm cluster, or submits it with --submit.
 
     Checks first that the configuration is right, that the ranks divide the batch, that the partition exists and allows the
     time, and that run_dir can be written and is no folder of one node alone. With --submit the job's number is printed.

@@ -6,11 +6,12 @@ from accel_train.commands.arguments import add_config, make_parser, positive
 
 
 def sweep(argv: list[str]) -> None:
-    """Searches for the best values of configuration keys. Each trial is a training run in a folder of its own.
+    """Searches for the best values of configuration keys.
 
-    CONFIG is a configuration, with --search for each key, or a file with a section `search` and the keys `config`,
-    `sweep_dir`, `trials`, `score`, `pruner`, `seed`, `launch`, `max_failures`, `keep_checkpoints`. Any number of workers may
-    be started on one sweep_dir, on any machines that share it; each goes on with what a killed one left behind.
+    Each trial is a training run in a folder of its own. CONFIG is a configuration, with --search for each key, or a file
+    with a section `search` and the keys `config`, `sweep_dir`, `trials`, `score`, `pruner`, `seed`, `launch`,
+    `max_failures`, `keep_checkpoints`. Any number of workers may be started on one sweep_dir, on any machines that
+    share it; each goes on with what a killed one left behind.
 
     Exit codes: 0 done, 1 too many failures, 2 bad configuration, 75 stopped by a signal with the trial saved.
     """

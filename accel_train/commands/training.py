@@ -1,5 +1,10 @@
 """`train`, and a step of a run computed again."""
 
+import json
+import os
+import sys
+from contextlib import redirect_stdout
+
 from accel_train.commands.arguments import OVERRIDES_HELP, add_config, load, make_parser, positive
 from accel_train.config.faults import read_faults
 
@@ -14,17 +19,24 @@ def train(argv: list[str]) -> None:
     add_config(parser)
     parser.add_argument("--fresh", action="store_true", help="start anew; refuses a run_dir that holds a run")
     parser.add_argument("--inject", metavar="FAULTS", help="make it fail, to see what holds (docs/reliability.md)")
+    parser.add_argument("--json", action="store_true", help="print the last scores as JSON; the log goes to stderr")
     arguments = parser.parse_intermixed_args(argv)
     faults = () if arguments.inject is None else read_faults(arguments.inject)
     config = load(arguments)
 
     from accel_train.train import train as run
 
-    run(config, fresh=arguments.fresh, inject=faults)
+    if not arguments.json:
+        run(config, fresh=arguments.fresh, inject=faults)
+        return
+    with redirect_stdout(sys.stderr):
+        scores = run(config, fresh=arguments.fresh, inject=faults)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps({"run_dir": config.run_dir, "scores": scores}, indent=1))
 
 
 def replay(argv: list[str]) -> None:
-    """Computes one step of a run again on one process, to see which module was the first that was not finite.
+    """Computes one step again on one process: which module was the first that was not finite.
 
     Trains in a scratch folder from the checkpoint before that step; the run's own folder is only read. Exit code 1 if the
     step does not go as nonfinite/step_XXXXXXXX.json of the run says.

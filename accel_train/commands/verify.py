@@ -9,7 +9,7 @@ from accel_train.errors import UserError
 
 
 def verify(argv: list[str]) -> None:
-    """Takes one step as launched and compares it with one process and the whole batch; or, with --resume, replays steps.
+    """Compares a step as launched with one process and the whole batch, or replays steps.
 
     Prints for each parameter group the learning rate asked for and applied, weight decay, the gradient's relative error,
     cosine and length, the update's error, and update to weight. Writes nothing into run_dir. With --resume it goes back to

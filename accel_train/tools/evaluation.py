@@ -9,14 +9,18 @@ from rich.console import Console
 from torch import Tensor
 
 from accel_train.config.contrastive import ContrastiveConfig
+from accel_train.config.schema import RunConfig
 from accel_train.data.splits import open_split
 from accel_train.engine.build import build_engine
+from accel_train.engine.engine import Engine
 from accel_train.errors import UserError
-from accel_train.evaluate import evaluate
+from accel_train.evaluate import Evaluation, evaluate
 from accel_train.prediction_file import check_prediction_file, write_prediction_rows
 from accel_train.preflight import preflight
 from accel_train.progress import score_table
+from accel_train.tasks.task import Task
 from accel_train.tools.contact_sheet import Found, contact_sheet
+from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.trained import open_config, open_trained
 
 NUM_QUERIES = 8
@@ -57,7 +61,7 @@ def evaluate_command(
             )
         trained.task.check_weights(trained.model, [split])
         engine.hold(trained.model, precision=config.precision)
-        outcome = evaluate(engine, trained.task, split, config)
+        outcome = evaluate_with_bar(engine, trained.task, split, config)
         if engine.is_main:
             if as_json:
                 about = {"source": trained.source, "step": trained.step, "data": config.data.path, "split": split}
@@ -75,6 +79,13 @@ def evaluate_command(
     finally:
         engine.close()
     return outcome.scores
+
+
+def evaluate_with_bar(engine: Engine, task: Task, split: str, config: RunConfig) -> Evaluation:
+    """Counts this rank's rows, of which every rank has as many."""
+    total = sum(-(-len(dataset) // engine.world_size) for dataset in task.evaluation_sets(split))
+    with RowProgress(f"evaluating {split}", total, shown=engine.is_main) as progress:
+        return evaluate(engine, task, split, config, progress.advance)
 
 
 def draw_contact_sheet(predictions: dict[str, Tensor], path: str, split: str, file: str, subtitle: str) -> None:

@@ -1,5 +1,6 @@
 """`accel-train export`: a run's weights as a Hugging Face folder, or as a checkpoint of the original Chinese-CLIP."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ def export(
     checkpoint: str | None,
     format: Literal["hugging_face", "cn_clip"] = "hugging_face",
     lora: Literal["merged", "adapter"] | None = None,
+    as_json: bool = False,
 ) -> None:
     """Writes aside and renames, so that a failed export leaves nothing.
 
@@ -38,11 +40,18 @@ def export(
         write_cn_clip(trained.model, output, epoch=0, step=trained.step or 0, name=Path(run).name)
     else:
         _write_folder(trained, target, lora)
+    root = target if target.is_dir() else target.parent
+    sizes = {
+        str(file.relative_to(root)): file.stat().st_size
+        for file in [target, *sorted(target.rglob("*"))]
+        if file.is_file()
+    }
+    if as_json:
+        print(json.dumps({"source": trained.source, "output": output, "bytes": sizes}, indent=1, ensure_ascii=False))
+        return
     print(f"{trained.source} → {target}")
-    for file in [target, *sorted(target.rglob("*"))]:
-        if file.is_file():
-            name = file.relative_to(target.parent if file == target else target)
-            print(f"  {name}  {file.stat().st_size / 2**20:.2f} MiB")
+    for name, size in sizes.items():
+        print(f"  {name}  {size / 2**20:.2f} MiB")
 
 
 def _write_folder(trained: Trained, target: Path, lora: Literal["merged", "adapter"] | None) -> None:

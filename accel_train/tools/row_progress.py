@@ -2,7 +2,9 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +20,7 @@ from rich.progress import (
 
 from accel_train.quiet import is_quiet
 
+Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -75,6 +78,14 @@ class RowProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def counted(items: Iterable[Item], what: str, *, shown: bool, unit: str = "records") -> Iterator[Item]:
+    """Passes items through, of which there are nobody knows how many, and counts them."""
+    with RowProgress(what, None, shown=shown, unit=unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()
 
 
 def duration(seconds: float) -> str:

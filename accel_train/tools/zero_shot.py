@@ -16,11 +16,11 @@ from accel_train.data.loose_files import ImageFiles, TextLines, find_images
 from accel_train.data.pairs import caption_tokenizer
 from accel_train.engine.build import build_engine
 from accel_train.errors import UserError
-from accel_train.evaluate import evaluate
 from accel_train.metrics.classification import accuracy_at, mean_per_class_accuracy
 from accel_train.prediction_file import check_prediction_file, write_prediction_rows
 from accel_train.progress import score_table
 from accel_train.tasks.contrastive import ContrastiveTask
+from accel_train.tools.evaluation import evaluate_with_bar
 from accel_train.tools.prompts import PLACE, ImageClass, name_classes, read_templates
 from accel_train.tools.trained import open_config, open_trained
 
@@ -92,7 +92,7 @@ def zero_shot_command(
         trained = engine.together(lambda: open_trained(source, config, checkpoint=checkpoint))
         assert isinstance(trained.task.config, ContrastiveConfig)
         engine.hold(trained.model, precision=config.precision)
-        outcome = evaluate(engine, ZeroShot(trained.task.config, problem), folder, config)
+        outcome = evaluate_with_bar(engine, ZeroShot(trained.task.config, problem), folder, config)
         if engine.is_main:
             if predictions is not None:
                 rows = prediction_rows(class_similarity(outcome.predictions, problem), problem)

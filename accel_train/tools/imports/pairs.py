@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 from accel_train.data.arrow_split import FORMAT_VERSION
 from accel_train.data.readers import (
     chinese_clip_lmdb,
@@ -26,6 +24,7 @@ from accel_train.data.readers.records import SPLIT_NAME, Columns, Record
 from accel_train.data.split_import import BadRecords, SplitImport
 from accel_train.data.text import SPECIAL_TOKENS, caption_vocabulary, save_tokenizer
 from accel_train.errors import UserError
+from accel_train.tools.row_progress import counted
 from accel_train.tools.written_aside import written_aside
 
 FindSplits = Callable[[Path], dict[str, list[Path]]]
@@ -105,13 +104,11 @@ def import_data(
     described: dict[str, dict[str, Any]] = {}
     num_dropped = 0
     captions: list[str] = []
-    with written_aside(target) as folder, progress_of_import(show_progress) as progress:
+    with written_aside(target) as folder:
         for split, paths in files.items():
-            line = progress.add_task(split, total=None)
             importer = SplitImport(folder, split, valid_share, bad)
-            for record in FORMATS[name].read(paths, columns):
+            for record in counted(FORMATS[name].read(paths, columns), split, shown=show_progress):
                 importer.add(record)
-                progress.advance(line)
             described |= importer.finish()
             num_dropped += importer.num_captions_dropped
             if split == "train" or len(files) == 1:
@@ -183,11 +180,3 @@ def _write_description(
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     (folder / "dataset.json").write_text(text, encoding="utf-8")
-
-
-def progress_of_import(shown: bool) -> Progress:
-    """A line for each split on a terminal; nothing elsewhere."""
-    text = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} records"), TimeElapsedColumn()
-    progress = Progress(*text)
-    progress.disable = not (shown and progress.console.is_terminal)
-    return progress

@@ -11,8 +11,9 @@ from accel_train.data.readers.ratings import RatingColumns, find_tables, read
 from accel_train.data.split_import import VALID_SPLIT, BadRecords
 from accel_train.data.text import caption_vocabulary, save_tokenizer
 from accel_train.errors import UserError
-from accel_train.tools.imports.pairs import check_options, progress_of_import
+from accel_train.tools.imports.pairs import check_options
 from accel_train.tools.imports.rated_split import Range, RatedImport
+from accel_train.tools.row_progress import counted
 from accel_train.tools.written_aside import written_aside
 
 
@@ -69,13 +70,11 @@ def import_ratings(
     if rating_range is not None and not rating_range[0] < rating_range[1]:
         raise UserError(f"--rating-range is {rating_range[0]:g} {rating_range[1]:g}; the smallest rating comes first.")
     bad = BadRecords()
-    with written_aside(target) as folder, progress_of_import(show_progress) as progress:
+    with written_aside(target) as folder:
         rated = RatedImport(folder, valid_share, bad)
         for split, paths in files.items():
-            line = progress.add_task(split, total=None)
-            for record in read(paths, columns):
+            for record in counted(read(paths, columns), split, shown=show_progress):
                 rated.add(split, record)
-                progress.advance(line)
         ranges = rated.ranges(rating_range, source)
         bad.refuse_beyond(max_bad_records, source)
         for split in [*files, *([VALID_SPLIT] if valid_share is not None else [])]:

@@ -15,7 +15,8 @@ from accel_train.data.text import caption_vocabulary, save_tokenizer
 from accel_train.data.transforms import UnreadableImage, decode, open_image
 from accel_train.data.wav import UnreadableAudio, read_wav
 from accel_train.errors import UserError
-from accel_train.tools.imports.pairs import check_options, find_source, progress_of_import
+from accel_train.tools.imports.pairs import check_options, find_source
+from accel_train.tools.row_progress import counted
 from accel_train.tools.written_aside import written_aside
 
 
@@ -63,9 +64,9 @@ def import_speech(
     train = "train" if "train" in files else next(iter(files))
     bad = BadRecords()
     written = _Written()
-    with written_aside(target) as folder, progress_of_import(show_progress) as progress:
+    with written_aside(target) as folder:
         for split, paths in files.items():
-            records = list(progress.track(read(paths, text_columns), description=split))
+            records = list(counted(read(paths, text_columns), split, shown=show_progress))
             wanted = {record.image_id for record in records if isinstance(record, SpokenRecord)}
             kept = written.split(folder / split, records, read_images(Path(images), wanted), bad)
             if split == train:

@@ -14,7 +14,8 @@ from accel_train.data.readers.records import BadRecord
 from accel_train.data.split_import import VALID_SPLIT, BadRecords
 from accel_train.data.text import caption_vocabulary, save_tokenizer
 from accel_train.errors import UserError
-from accel_train.tools.imports.pairs import check_options, find_source, progress_of_import
+from accel_train.tools.imports.pairs import check_options, find_source
+from accel_train.tools.row_progress import counted
 from accel_train.tools.written_aside import written_aside
 
 MAX_NAMES_IN_AN_ERROR = 20
@@ -63,10 +64,9 @@ def import_texts(
         raise UserError(f"--valid-share is for a source with one split, not 'valid'; {source} has {', '.join(files)}.")
     bad = BadRecords()
     texts: dict[str, list[LabelledText]] = {}
-    with progress_of_import(show_progress) as progress:
-        for split, paths in files.items():
-            records = FORMATS[kind][1](paths, columns)
-            texts[split] = _sound(progress.track(records, description=split), bad)
+    for split, paths in files.items():
+        records = FORMATS[kind][1](paths, columns)
+        texts[split] = _sound(counted(records, split, shown=show_progress), bad)
     train = "train" if "train" in texts else next(iter(texts))
     classes = _classes(Path(source), files[train], texts[train])
     labels = list(dict.fromkeys(classes.values()))

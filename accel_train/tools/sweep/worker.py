@@ -10,6 +10,7 @@ from rich.console import Console
 from accel_train.config.load import dump_config
 from accel_train.config.schema import RunConfig
 from accel_train.errors import CheckFailed, Stopped, UserError
+from accel_train.quiet import is_quiet
 from accel_train.stopping import StopRequest
 from accel_train.tools.sweep.results import best_trial, write_results
 from accel_train.tools.sweep.settings import Sweep, trial_config
@@ -132,7 +133,8 @@ def _end_in_words(study: optuna.Study, number: int, outcome: Outcome, score: str
 
 
 def _say(console: Console, message: str) -> None:
-    console.print(visible(message), markup=False, soft_wrap=True)
+    if not is_quiet():
+        console.print(visible(message), markup=False, soft_wrap=True)
 
 
 def _stopped(sweep: Sweep, what: str) -> Stopped:
