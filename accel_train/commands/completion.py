@@ -1,7 +1,7 @@
 """`completion`: a script for the shell, and the answers that it asks for while one types."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from accel_train.commands.arguments import make_parser
 from accel_train.commands.data import IMPORTS
@@ -65,7 +65,7 @@ def completion_of(commands: Mapping[str, Callable[[list[str]], None]]) -> Callab
 
         from accel_train.tools.completion.candidates import candidates
 
-        named = {
+        named: dict[str, Iterable[str]] = {
             "WORKLOAD": WORKLOADS,
             "CODE": read_sections(),
             "C": ("best", "latest"),
