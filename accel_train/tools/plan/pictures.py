@@ -14,7 +14,7 @@ LOWEST_LABEL = 0.03
 
 
 def draw_scaling(found: Scaling, engine: str, title: str, path: str) -> None:
-    """Efficiency over the number of GPUs, a line for each engine; the planned engine's line is the thick one."""
+    """Efficiency over the number of GPUs, a line for each name in `points`; that of `engine` is thick."""
     figure, axes = _figure(path)
     names = list(found.points)
     ends = {name: points[-1].efficiency for name, points in found.points.items()}
@@ -24,7 +24,7 @@ def draw_scaling(found: Scaling, engine: str, title: str, path: str) -> None:
         axes.plot(
             [point.num_gpus for point in points], [point.efficiency for point in points], color=colour, linewidth=width
         )
-    last = found.points[engine][-1].num_gpus
+    last = found.points[names[0]][-1].num_gpus
     axes.set_xscale("log", base=2)
     axes.set_xlim(1, last)
     axes.set_ylim(0, 1.05)
