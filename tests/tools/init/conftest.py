@@ -1,6 +1,7 @@
 """Tiny data of every kind, and tiny weights with a tokenizer, for configurations that `init` writes."""
 
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,4 +60,6 @@ def data_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 def put_tokenizer(folder: Path) -> None:
     """A WordPiece tokenizer of fewer than a hundred tokens beside weights."""
-    save_tokenizer(caption_vocabulary(["红色方块", "绿色的图", "red left", "the song"], 80), folder)
+    aside = folder.with_name(f"{folder.name}_tokenizer")
+    save_tokenizer(caption_vocabulary(["红色方块", "绿色的图", "red left", "the song"], 80), aside)
+    shutil.copytree(aside, folder, dirs_exist_ok=True)

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel, WhisperConf
 
 from accel_train import cli
 from accel_train.config.load import load_config
-from accel_train.tools.plan import make_plan
+from accel_train.tools.plan.run_plan import make_plan
 from tests import labelled, rated, spoken
 from tests.short_runs import metrics
 from tests.tools.init.conftest import WRITERS, put_tokenizer, write_pairs
@@ -22,6 +22,7 @@ DataOf = Callable[[str], str]
 
 
 def init(*argv: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()  # what a run before it said
     code = cli.main(["init", *argv, "--json"])
     captured = capsys.readouterr()
     assert code == 0, captured.err
@@ -42,7 +43,7 @@ def test_from_random_weights_every_workload_trains(
     monkeypatch.chdir(tmp_path)
     report = init(workload, data_of(workload), capsys=capsys)
     config = load_config(report["config"])
-    assert make_plan(config, world_size=1).total_steps == report["total_steps"] > 0
+    assert make_plan(config, world_size=1).length.total_steps == report["total_steps"] > 0
     assert config.data.valid_split == "valid"
     assert Path(report["config"]).read_text(encoding="utf-8").count("# ") > 20
     losses = [row["loss"] for row in train(report["config"], tmp_path / "run")]
@@ -160,7 +161,7 @@ def test_a_pretrained_clip_is_frozen_for_few_samples(
     assert (lrs["image"], lrs["text"]) == (0, 0)
     assert lrs["heads"] >= 1e-3
     assert config.precision == "bf16"
-    assert report["advice"] == []
+    assert not [line for line in report["advice"] if "lr comes to" in line]
 
 
 def test_a_pretrained_classifier_has_its_own_tokenizer_and_a_low_rate(
