@@ -14,7 +14,7 @@ from accel_train.config.load import load_config
 from accel_train.tools.evaluation import evaluate_command
 from accel_train.tools.imports.pairs import import_data
 from accel_train.tools.imports.summary import print_import
-from accel_train.tools.plan import plan
+from accel_train.tools.plan.command import plan
 from accel_train.train import train
 
 CONFIG = Path(__file__).with_name("photos.yaml")
