@@ -154,7 +154,8 @@ def test_a_worker_that_is_cancelled_stays_away(cluster: Cluster) -> None:
     time.sleep(1)  # for the worker to be there
     cluster.run(f"scancel {job}")
     said = cluster.shared / "worker.out"
-    cluster.wait_for(lambda: "worker" in said.read_text() and "saved" in said.read_text(), "its end", said)
+    cluster.wait_for(lambda: "is not requeued here" in said.read_text(), "its end", said)
+    assert "saved\n" in said.read_text()
     cluster.wait_for_state(job, "CANCELLED", output=said)
     assert cluster.about(job)["Restarts"] == "0"
 
