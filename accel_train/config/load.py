@@ -59,7 +59,14 @@ def check_config(values: dict[str, Any], overrides: list[str] | tuple[str, ...],
 
 def _as_error(source: str, problems: list[str], code: str) -> UserError:
     count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
-    return UserError(f"{source}: {count}\n" + "\n".join(f"  {problem}" for problem in problems), code=code)
+    return UserError(
+        f"{source}: {count}\n" + "\n".join(f"  {_on_one_line(problem)}" for problem in problems), code=code
+    )
+
+
+def _on_one_line(text: str) -> str:
+    """What a key may hold and a line may not, such as a carriage return, as Python writes it."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -153,3 +153,13 @@ def test_no_override_breaks_the_reader(valid_file: Path, overrides: list[str]) -
 @pytest.mark.parametrize(("written", "advice"), [("on", "on"), ("off", "off"), ("true", "on"), ("false", "off")])
 def test_a_switch_may_have_been_through_another_yaml_writer(written: str, advice: str, load: Load) -> None:
     assert load(f"advice={written}").advice == advice
+
+
+def test_each_mistake_is_a_line_whatever_its_key_holds(valid_file: Path) -> None:
+    with pytest.raises(UserError) as failure:
+        load_config(valid_file, [r'data.augmentation={"a\rb": 1, "c\u2028d": 2}'])
+    _, *lines = str(failure.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        r"  data.augmentation.a\rb",
+        r"  data.augmentation.c\u2028d",
+    ]
