@@ -23,7 +23,7 @@ from accel_train.data.arrow_writer import TableWriter, content_key
 from accel_train.data.augmented_image import image_of_row
 from accel_train.data.in_place import ImagesInPlace, TsvImages
 from accel_train.data.padding import Padding, join
-from accel_train.data.transforms import Decoding, random_box
+from accel_train.data.transforms import Decoding, open_image, random_box
 
 BATCH = 16
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -50,7 +50,7 @@ def photographs(width: int, count: int = 8, quality: int = 90) -> list[bytes]:
 
 def as_torchvision(encoded: bytes, size: int, generator: random.Random) -> Tensor:
     """(3, size, size) fp32: what its transforms do to one image."""
-    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    image = open_image(encoded).convert("RGB")
     box = random_box(image.width, image.height, (0.9, 1.0), (3 / 4, 4 / 3), generator)
     left, top = round(box.left * image.width), round(box.top * image.height)
     width, height = round(box.width * image.width), round(box.height * image.height)

@@ -1,18 +1,16 @@
 """Looks at an imported dataset: counts, lengths and sizes that a configuration depends on."""
 
-import io
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
-
-from PIL import Image
 
 from accel_train.data.arrow_split import ArrowRows, Rows, dataset_folder, read_description
 from accel_train.data.labelled_split import open_labelled_split
 from accel_train.data.rated_images import RATINGS, open_rated_split
 from accel_train.data.splits import open_split
 from accel_train.data.spoken_split import open_spoken_split
+from accel_train.data.transforms import UnreadableImage, open_image
 from accel_train.data.wav import UnreadableAudio, read_wav
 from accel_train.errors import UserError
 
@@ -145,9 +143,8 @@ def _images(seen: Seen, images: Rows) -> None:
     sides = []
     for row in _spread(len(images), MOST_IMAGES):
         try:
-            with Image.open(io.BytesIO(images.value("image", row))) as image:
-                sides.append(min(image.size))
-        except (OSError, Image.DecompressionBombError):
+            sides.append(min(open_image(images.value("image", row)).size))
+        except UnreadableImage:
             continue  # training names it, and skips it if it may
     if not sides:
         raise UserError(f"{seen.path}: none of the images of {seen.train_split} can be read. Import it again.")
