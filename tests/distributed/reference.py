@@ -74,8 +74,16 @@ def train_plainly(config: RunConfig, *, micro_batch_size: int | None = None) -> 
     )
     reference = Reference(start=copy_of(parameters))
     for step in range(config.max_steps or 0):
-        batch = task.add_to_batch(readable(dataset, order.rows(step).tolist(), order.epoch(step)))
-        outputs = forward(model, task, config, batch, step, micro_batch_size or data.global_batch_size)
+        samples = readable(dataset, order.rows(step).tolist(), order.epoch(step))
+        batch = task.add_to_batch(join(samples, padding_of(dataset)))
+        size = micro_batch_size or data.global_batch_size
+        parts = [
+            # Each padded to its own longest sample, on which the draws of fast dropout depend.
+            {name: column[start : start + size] for name, column in batch.items()}
+            | join(samples[start : start + size], padding_of(dataset))
+            for start in range(0, len(samples), size)
+        ]
+        outputs = forward(model, task, config, parts, step)
         optimizer.zero_grad()
         loss = plain_loss(outputs, batch, config)
         loss.backward()
@@ -97,24 +105,24 @@ def copy_of(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
-def readable(dataset: Dataset, rows: list[int], epoch: int) -> Batch:
+def readable(dataset: Dataset, rows: list[int], epoch: int) -> list[Batch]:
+    """The samples that can be read, each as a batch of one."""
     samples = []
     for row in rows:
         try:
             samples.append({name: value[None] for name, value in dataset.read(row, epoch).items()})
         except UnreadableSample:
             continue
-    return join(samples, padding_of(dataset))
+    return samples
 
 
-def forward(model: nn.Module, task: Task, config: RunConfig, batch: Batch, step: int, micro_batch_size: int) -> Batch:
+def forward(model: nn.Module, task: Task, config: RunConfig, parts: list[Batch], step: int) -> Batch:
     pieces: list[Batch] = []
-    for start in range(0, len(batch["sample_id"]), micro_batch_size):
-        part = {name: column[start : start + micro_batch_size] for name, column in batch.items()}
+    for part in parts:
         with forward_randomness(
             seed=config.seed,
             step=step,
-            position=start,
+            position=sum(len(piece["sample_id"]) for piece in parts[: len(pieces)]),
             sample_ids=part["sample_id"],
             per_sample=config.dropout == "per_sample",
         ):
