@@ -32,7 +32,7 @@ def test_one_step_of_each_leaves_the_same_weights() -> None:
         for name, weight in run.engine.model.named_parameters():
             update = float((weight.detach() - before[name]).norm())
             error = float((found[name] - weight.detach()).norm())
-            rounding = 1e-7 * float(weight.detach().norm())
+            rounding = 1e-7 * float(weight.detach().norm()) + 1e-9  # a bias of keys has nothing but rounding
             assert error <= 1e-3 * update + rounding, f"{name}: {error:.2g} of {update:.2g}"
             moved += update > 100 * rounding
         assert moved > 20
