@@ -19,6 +19,8 @@ from accel_train.tools.profile.recording import (
 )
 
 ORDER = ("data", "agree", "forward", "gather", "loss", "backward", "reduce", "norms", "step", "log", "checkpoint")
+LOADER = "enumerate(DataLoader)"
+"""What torch calls a wait for its loader. It is no operator, and within `data`."""
 ONCE = "checkpoint"
 """The phase that comes once, after the steps; the others are in every step."""
 
@@ -85,7 +87,7 @@ def operator_rows(found: profile, num_steps: int, top: int) -> list[Row]:
     step = step_seconds(found, num_steps)
     rows = []
     for entry in found.key_averages():
-        if entry.key.startswith(OURS) or entry.device_type != DeviceType.CPU:
+        if entry.key.startswith((*OURS, LOADER)) or entry.device_type != DeviceType.CPU:
             continue
         own, device = (value / num_steps / 1e6 for value in (entry.self_cpu_time_total, entry.self_device_time_total))
         row = Row(
