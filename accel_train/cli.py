@@ -33,6 +33,7 @@ from accel_train.commands.sweep import sweep
 from accel_train.commands.training import replay, train
 from accel_train.commands.verify import verify
 from accel_train.errors import DONE, OUTCOME_FILE, CheckFailed, Stopped, UserError, explained_by
+from accel_train.interrupts import Terminated
 from accel_train.quiet import as_before
 from accel_train.visible import visible
 
@@ -118,10 +119,6 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + 13
     _leave_outcome(DONE, "")
     return 0
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does: what it was writing is removed."""
 
 
 @contextmanager

@@ -15,7 +15,7 @@ MAX_FUNCTION_LINES = 70
 # From the ground up. A part imports parts of lower storeys only, never its neighbours. `config.schema` and the like are
 # in the part `config`; a part is a folder or a file of the package.
 STOREYS = [
-    {"errors", "json_text", "visible", "rank_names", "whereabouts", "quiet"},
+    {"errors", "json_text", "visible", "rank_names", "whereabouts", "quiet", "interrupts"},
     {"config", "ledger", "run_lock"},
     {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "stopping", "prediction_file"},
     {"engine", "tasks", "randomness", "phases", "inject", "first_nonfinite"},

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from accel_train.interrupts import uninterrupted
 from accel_train.losses.contrastive import info_nce
 from accel_train.tools.bench.figures import Figure, in_turns, ratio_figure
 
@@ -64,6 +65,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+@uninterrupted()
 def bytes_held(loss: Loss, rows: int) -> int:
     """What forward and backward pass hold at most beside features and their gradients, without memory or arithmetic."""
     with FakeTensorMode():

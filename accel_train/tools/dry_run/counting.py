@@ -75,6 +75,11 @@ class Counting(TorchDispatchMode):
         """Counts memory for which there is no tensor; a negative number takes it back."""
         self._change(label, num_bytes)
 
+    def end(self) -> None:
+        """Keeps the figures, and is told of no storage that is freed later."""
+        self._alive.clear()
+        self._ignored.clear()
+
     def _freed(self, key: int) -> None:
         _, label, size = self._alive.pop(key)
         self._change(label, -size)

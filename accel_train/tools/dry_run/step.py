@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils.checkpoint import checkpoint
 
+from accel_train.interrupts import uninterrupted
 from accel_train.models.blocks import repeated_blocks
 from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
 from accel_train.tasks.task import Batch, Task
@@ -70,6 +71,7 @@ class DryStep:
     compares_whole_batch: bool
 
 
+@uninterrupted()
 def dry_step(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> DryStep:
     """`model` may be on the meta device; it is left as it is. A task that can't show a batch has no activations."""
     num = min(split.num_micro_batches, MOST_SIMULATED)
@@ -101,6 +103,7 @@ def dry_step(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> Dry
             has_loss = run.cached() if task.compares_whole_batch else run.summed()
         counted.phase = "optimizer"
         spread.optimizer_step()
+    counted.end()
     return DryStep(
         counted, has_loss, split, num, sizes_of(model), run.row_bytes, task.splits_loss, task.compares_whole_batch
     )

@@ -10,6 +10,7 @@ from accel_train.config.yaml_text import read_yaml
 from accel_train.data.text import CaptionTokenizer, open_tokenizer
 from accel_train.data.tokenizer_files import DATASET_TOKENIZER, find_tokenizer
 from accel_train.errors import UserError
+from accel_train.interrupts import uninterrupted
 from accel_train.models.pretrained import quiet_transformers
 from accel_train.tools.init.asked import Asked
 from accel_train.tools.init.choices import text_limit
@@ -176,7 +177,7 @@ def _text_limit(seen: Seen, tokenizer: CaptionTokenizer, found: dict[str, Weight
 def _write(target: Path, text: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("x", encoding="utf-8") as file:
+        with uninterrupted(), target.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
         raise UserError(f"{target} already exists, and nothing is overwritten. Choose another file by -o.") from error
