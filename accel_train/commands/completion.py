@@ -55,11 +55,13 @@ def completion_of(commands: Mapping[str, Callable[[list[str]], None]]) -> Callab
         keys are those of its task, and the towers are those in the file.
         """
         parser = make_parser(completion, "accel-train completion bash")
-        asked = parser.add_mutually_exclusive_group(required=True)
+        asked = parser.add_mutually_exclusive_group()
         asked.add_argument("shell", nargs="?", choices=SCRIPTS, help="shell that the script is for")
         asked.add_argument("--answer", metavar="LINE", help=argparse.SUPPRESS)
         arguments = parser.parse_args(argv)
         if arguments.answer is None:
+            if arguments.shell is None:
+                parser.error(f"for which shell? One of {', '.join(SCRIPTS)}")
             print(SCRIPTS[arguments.shell], end="")
             return
 

@@ -184,3 +184,8 @@ def test_fish(folder: Path) -> None:
         "engine=zero2",
         "engine=zero3",
     ]
+
+
+def test_without_a_shell_it_names_those_that_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion"]) == 2
+    assert "for which shell? One of bash, zsh, fish" in capsys.readouterr().err
