@@ -88,7 +88,7 @@ def _known_trackers(names: list[str]) -> list[str]:
         if name not in available:
             raise UserError(
                 f"log.trackers: {name!r} is not installed or not known; installed here: {sorted(available) or 'none'}. "
-                "Install it (pip install accel_train[tensorboard], pip install wandb, ...) or take it out.",
+                "Install it (pip install 'accel_train[tensorboard]', pip install wandb, ...) or take it out.",
                 code="AT203",
             )
     return names

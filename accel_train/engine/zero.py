@@ -29,7 +29,7 @@ def zero_plugin(launch: Launch, micro_batch_size: int) -> DeepSpeedPlugin:
         import deepspeed.ops
     except ImportError as missing:
         raise UserError(
-            f"engine {launch.engine} needs DeepSpeed: pip install accel_train[deepspeed]", code="AT203"
+            f"engine {launch.engine} needs DeepSpeed: pip install 'accel_train[deepspeed]'", code="AT203"
         ) from missing
     # The shared-memory all-reduce for CPU hosts is compiled at first use and can wait for ever on a stale lock; gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -27,7 +27,7 @@ def add_lora(decoder: PreTrainedModel, section: LoraSection) -> None:
     try:
         from peft import inject_adapter_in_model
     except ImportError as missing:
-        raise UserError("model.lora needs peft: pip install accel_train[lora]", code="AT203") from missing
+        raise UserError("model.lora needs peft: pip install 'accel_train[lora]'", code="AT203") from missing
     needed = {name: parameter.requires_grad for name, parameter in decoder.named_parameters()}
     try:
         inject_adapter_in_model(_peft_config(section), decoder, adapter_name=ADAPTER)

@@ -131,7 +131,7 @@ def _launch_warnings(one: Facts) -> Iterator[str]:
     if uses_deepspeed and launch.get("ACCELERATE_USE_CPU", "").lower() in TRUE:
         yield "ACCELERATE_USE_CPU is set beside DeepSpeed, and Accelerate by itself drops DeepSpeed. Unset it."
     if uses_deepspeed and one["packages"]["deepspeed"] is None:
-        yield "ACCELERATE_USE_DEEPSPEED is set, but DeepSpeed is missing: pip install 'accel-train[deepspeed]'."
+        yield "ACCELERATE_USE_DEEPSPEED is set, but DeepSpeed is missing: pip install 'accel_train[deepspeed]'."
     if launch.get("ACCELERATE_USE_FSDP", "").lower() in TRUE and launch.get("FSDP_VERSION", "1") != "2":
         yield "ACCELERATE_USE_FSDP is set without FSDP_VERSION=2; only FSDP2 is supported."
     ranks, tasks = int(launch.get("WORLD_SIZE", 1)), int(launch.get("SLURM_NTASKS", 1))

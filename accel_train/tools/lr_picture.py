@@ -46,7 +46,7 @@ def draw_learning_rates(phases: Sequence[PhaseRates], path: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as missing:
-        raise UserError("plan --picture needs matplotlib: pip install accel-train[plot]", code="AT203") from missing
+        raise UserError("plan --picture needs matplotlib: pip install 'accel_train[plot]'", code="AT203") from missing
     if Path(path).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--picture: {path} must end in .png, .svg or .pdf.")
     figure = Figure(figsize=(10, 5.6), dpi=150, facecolor="white")

@@ -42,7 +42,7 @@ def test_unknown_suffix(tmp_path: Path) -> None:
 
 def test_missing_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"pip install accel-train\[plot\]"):
+    with pytest.raises(UserError, match=r"pip install 'accel_train\[plot\]'"):
         draw_learning_rates([ONE_STEP], str(tmp_path / "lr.png"))
 
 

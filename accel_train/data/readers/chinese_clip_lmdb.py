@@ -142,7 +142,9 @@ def _environment(folder: Path) -> Any:
     try:
         import lmdb
     except ImportError as error:
-        raise UserError(f"{folder}: reading LMDB needs the package lmdb: pip install 'accel-train[lmdb]'.") from error
+        raise UserError(
+            f"{folder}: reading LMDB needs the package lmdb: pip install 'accel_train[lmdb]'", code="AT203"
+        ) from error
     try:
         return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
     except lmdb.Error as error:

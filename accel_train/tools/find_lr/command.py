@@ -143,7 +143,7 @@ def show(run: Run, folder: Path, tests: list[RangeTest], rows: list[Rate], *, as
     written = f"{folder}/find_lr.html, .json" + (" and .png" if picture else "")
     console.print(f"written: {written}", soft_wrap=True, markup=False)
     if not picture:
-        console.print("no picture: matplotlib is not installed (pip install accel_train[plot]).", markup=False)
+        console.print("no picture: matplotlib is not installed (pip install 'accel_train[plot]').", markup=False)
 
 
 def _summary(tests: list[RangeTest]) -> Table:

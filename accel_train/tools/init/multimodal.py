@@ -95,7 +95,7 @@ def _decoder(page: Page, asked: Asked) -> None:
         page.values(config, depth=3)
         return
     page.line(f"llm: {{pretrained: {scalar(llm.source)}}}", depth=1)
-    why = "adapters, so that the decoder forgets nothing; pip install accel_train[lora]"
+    why = "adapters, so that the decoder forgets nothing; pip install 'accel_train[lora]'"
     page.line("lora: {rank: 16, alpha: 32, target_modules: [q_proj, v_proj]}", why, depth=1)
 
 

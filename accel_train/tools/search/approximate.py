@@ -39,7 +39,7 @@ def open_approximate(folder: Path, kind: str, features: Tensor, token: str, *, s
     try:
         import faiss
     except ImportError as error:
-        raise UserError("--approximate needs faiss: pip install accel_train[ann].") from error
+        raise UserError("--approximate needs faiss: pip install 'accel_train[ann]'", code="AT203") from error
     faiss.omp_set_num_threads(torch.get_num_threads())
     path = folder / f"{kind}_{token[:32]}.faiss"
     for other in folder.glob(f"{kind}_*.faiss*"):

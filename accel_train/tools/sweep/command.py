@@ -101,4 +101,4 @@ def _score(sweep: Sweep) -> str:
 def _check_packages() -> None:
     for package in ("optuna", "matplotlib"):
         if find_spec(package) is None:
-            raise UserError(f"sweep needs {package}: pip install accel-train[sweep]", code="AT203")
+            raise UserError(f"sweep needs {package}: pip install 'accel_train[sweep]'", code="AT203")

@@ -202,7 +202,7 @@ def test_recall_is_counted_row_by_row() -> None:
 
 def test_without_faiss_it_says_what_to_install(exported: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    wanted = r"--approximate needs faiss: pip install accel_train\[ann\]"
+    wanted = r"--approximate needs faiss: pip install 'accel_train\[ann\]'"
     with pytest.raises(UserError, match=wanted), open_search(exported, Asked(images=str(photos)), approximate=True):
         pass
 

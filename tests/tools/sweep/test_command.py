@@ -94,7 +94,7 @@ def test_mistakes_are_said_before_anything_is_made(tmp_path, capsys):
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"sweep needs optuna: pip install accel-train\[sweep\]"):
+    with pytest.raises(UserError, match=r"sweep needs optuna: pip install 'accel_train\[sweep\]'"):
         sweep([CONFIG, "--search", RATE])
 
 
