@@ -92,7 +92,7 @@ def _run(argv: list[str]) -> None:
     elif argv[0] in COMMANDS:
         COMMANDS[argv[0]](argv[1:])
     else:
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1, cutoff=0.6)
         hint = f"Nearest: {near[0]}." if near else f"The commands: {', '.join(COMMANDS)}."
         raise UserError(f"no command is called {argv[0]!r}. {hint} `accel-train --help` explains them.")
 
