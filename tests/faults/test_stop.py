@@ -87,7 +87,7 @@ def test_a_finished_run_says_so(experiment: Callable[..., Any]) -> None:
 
 def test_a_signal_in_the_last_step_ends_as_done(experiment: Callable[..., Any]) -> None:
     run = experiment("num_epochs=1", "evaluation.at_start=false", "evaluation.evaluate_every=null")
-    running = run.start(step_seconds=0.5)
+    running = run.start(step_seconds=1.5)
     run.wait_for(lambda: run.step() >= 3, running)
     time.sleep(0.1)
     running.signal(signal.SIGTERM)
