@@ -197,7 +197,7 @@ def test_too_many_in_a_row_stop_the_run(experiment: Callable[..., Any]) -> None:
 
 
 def test_a_replay_finds_the_same_module(experiment: Callable[..., Any]) -> None:
-    run = experiment("engine=ddp", SHORT)
+    run = experiment("engine=ddp", SHORT, "checkpoint.keep_last=3")
     run.finish(ranks=2, poison=poison(BAD))
     before = {file: file.read_bytes() for file in run.run_dir.rglob("*") if file.is_file()}
     command = report(run, BAD)["command"].split()[1:]
