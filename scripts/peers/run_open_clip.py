@@ -1,4 +1,4 @@
-"""open_clip's trainer: run_open_clip.py TIMES MODEL-CONFIG OPTIONS"""
+"""open_clip's trainer: run_open_clip.py TIMES MODEL-CONFIG OPTIONS STEPS"""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from timed import time_steps
 
 declare_operators()
 wrap_without_devices()
-time_steps(sys.argv[1])
+time_steps(sys.argv[1], last_step=int(sys.argv[4]))
 
 from open_clip.factory import add_model_config  # noqa: E402
 from open_clip_train.main import main  # noqa: E402

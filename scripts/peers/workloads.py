@@ -266,7 +266,7 @@ def open_clip(
         "name": f"peer_{name}",
         "batch-size": GLOBAL_BATCH // RANKS // accumulate,
         "accum-freq": accumulate,
-        "epochs": -(-steps * GLOBAL_BATCH // 5816) + 1,
+        "epochs": steps,  # its length is in epochs alone: it is left after as many steps
         "lr": LR,
         "beta1": BETAS[0],
         "beta2": BETAS[1],
@@ -290,7 +290,7 @@ def open_clip(
         tokenizer=str(vocabulary),
         augmentation={"crop_scale": [0.9, 1.0]},
     )
-    command = Command("run_open_clip.py", [str(path), options], [checkout / "src"])
+    command = Command("run_open_clip.py", [str(path), options, str(steps)], [checkout / "src"])
     return Workload(name, ours, command, GLOBAL_BATCH)
 
 
