@@ -5,22 +5,15 @@ Weights, gradients and optimizer state are 4 bytes for each number under every e
 workspaces of libraries, and what the allocator can't use because of fragmentation.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-
 from accel_train.config.schema import RunConfig
 from accel_train.optim.optimizers import state_names
-from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
-from accel_train.tasks.task import Batch
-from accel_train.tools.dry_run.counting import Counting
+from accel_train.optim.param_groups import GroupPlan
 from accel_train.tools.dry_run.spread import FLOAT_BYTES
-from accel_train.tools.dry_run.step import AUTOCAST, DryStep
+from accel_train.tools.dry_run.step import DryStep
 
 BASES = {
     "weights": "4 bytes for each number",
@@ -84,23 +77,3 @@ def memory_parts(dry: DryStep, plan: GroupPlan, config: RunConfig) -> list[Memor
 def device_bytes(parts: Iterable[MemoryPart]) -> int:
     """What the device holds at the peak."""
     return sum(part.num_bytes for part in parts if not part.on_host)
-
-
-def activation_bytes(model: nn.Module, plan: GroupPlan, config: RunConfig, batch: Batch) -> int:
-    """Bytes that the forward pass of one micro-batch leaves behind for the backward pass."""
-    model = copy.deepcopy(model)
-    dtype = AUTOCAST[config.precision]
-    counted = Counting()
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake:
-        model.to_empty(device="cpu")
-        freeze(model, plan)
-        set_train_mode(model)
-        inputs = {name: torch.empty_like(column) for name, column in batch.items()}
-    for tensor in (*model.parameters(), *model.buffers(), *inputs.values()):
-        counted.ignore(tensor)
-    with fake, counted, torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-        outputs = model(inputs)
-        kept = counted.now["activations"]
-    del outputs
-    return kept

@@ -12,7 +12,7 @@ from accel_train.errors import UserError
 from accel_train.losses.contrastive import info_nce, sigmoid_loss
 from accel_train.optim.param_groups import freeze, plan_groups, set_train_mode
 from accel_train.tasks.contrastive import ContrastiveTask
-from accel_train.tools.memory import activation_bytes
+from tests.activations import activation_bytes
 
 
 def stacked(dataset) -> dict[str, Tensor]:

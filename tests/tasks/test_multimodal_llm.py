@@ -16,7 +16,7 @@ from accel_train.errors import UserError
 from accel_train.optim.param_groups import plan_groups
 from accel_train.tasks.multimodal_alignment import MultimodalAlignmentTask
 from accel_train.tasks.multimodal_llm import MultimodalLlmTask
-from accel_train.tools.memory import activation_bytes
+from tests.activations import activation_bytes
 from tests.multimodal import DATA, LLAMA, alignment_config, llm_config
 from tests.spoken import write_dataset, write_decoder
 
