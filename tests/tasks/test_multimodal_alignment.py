@@ -14,7 +14,7 @@ from accel_train.data.spoken_split import open_spoken_split
 from accel_train.errors import UserError
 from accel_train.optim.param_groups import plan_groups
 from accel_train.tasks.multimodal_alignment import DIRECTIONS, MultimodalAlignmentTask
-from accel_train.tools.memory import activation_bytes
+from tests.activations import activation_bytes
 from tests.multimodal import BERT, SENSES, alignment_config
 from tests.spoken import write_dataset
 

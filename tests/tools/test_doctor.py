@@ -45,7 +45,7 @@ DEVICE = {"name": "GPU", "memory": 1, "capability": "9.0", "bf16": True}
                 "launch": {"ACCELERATE_USE_DEEPSPEED": "true"},
                 "packages": {"torch": "2", "torchvision": None, "deepspeed": None},
             },
-            "accel-train\\[deepspeed\\]",
+            r"accel_train\[deepspeed\]",
         ),
         ({"launch": {"ACCELERATE_USE_FSDP": "true"}}, "only FSDP2"),
         ({"launch": {"SLURM_NTASKS": "4"}}, "each would train alone"),
