@@ -12,6 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from accel_train.config.schema import RunConfig
 from accel_train.engine.engine import Engine
 from accel_train.engine.fsdp import FullyShardedDataParallel2
+from accel_train.engine.host_memory import keep_freed_memory
 from accel_train.engine.launch import Launch, ensure_rendezvous, forget_launcher_settings, name_accelerator, read_launch
 from accel_train.engine.plain import DataParallel
 from accel_train.engine.rendezvous import call_roll, find_address
@@ -34,7 +35,9 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
     forget_launcher_settings()
     if on_cuda:
         torch.cuda.set_device(launch.local_rank)
-    elif launch.engine.startswith("zero"):
+    else:
+        keep_freed_memory()
+    if not on_cuda and launch.engine.startswith("zero"):
         # This would make Accelerate drop DeepSpeed without a word.
         os.environ.pop("ACCELERATE_USE_CPU", None)
     find_address(launch, must_use_all_hosts=not for_evaluation)
