@@ -49,7 +49,7 @@ format: $(VENV)/.dev
 check: lint
 	$(PYTEST) -q -n 2 -m "$(FAST)"
 
-# Two workers: one takes the multi-process tests, one after the other, while the other takes the rest.
+# Two workers: one takes tests/distributed, one after the other, the other tests/faults and tests/slurm; then both the rest.
 test: lint
 	mkdir -p .torch_extensions && find .torch_extensions -name lock -delete
 	$(PYTEST) -n 2 --dist loadgroup -m "not gpu" --durations 15

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from accel_train.engine.engine import Engine
+from accel_train.light_graphs import all_light, light_outputs
 from accel_train.tasks.contract import check_gathered, losses_of
 from accel_train.tasks.task import Batch, Task
 
@@ -76,19 +77,15 @@ def _no_losses(task: Task, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
 def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], draw: Draw) -> StepLosses:
     """Gradient caching (Gao et al., 2021, arXiv:2101.06983), made exact over ranks.
 
-    Encode every micro-batch, keeping the graphs of the last `compute.kept_graphs`; gather the outputs of all ranks; take the
-    loss and its gradient with respect to the outputs once; then push that gradient through each micro-batch's graph,
-    encoding again under the same random draws where the graph was not kept. One micro-batch needs no second pass at all.
+    Encode every micro-batch, keeping the graphs of the last `compute.kept_graphs`, and the light ones of all; gather the
+    outputs of all ranks; take the loss and its gradient with respect to the outputs once; then push that gradient through
+    each micro-batch's graph, encoding again under the same random draws where the graph was not kept. One micro-batch needs
+    no second pass at all.
     """
-    first_kept = max(0, len(micro_batches) - task.config.compute.kept_graphs)
     num, mine = len(micro_batches), slice(sum(counts[: engine.rank]), sum(counts[: engine.rank + 1]))
-    pieces: list[Batch] = []
     here = engine.whereabouts
     here.begin("forward")
-    for j, batch in enumerate(micro_batches):
-        engine.set_sync(last=first_kept == 0 and j == num - 1)
-        with draw(j), torch.set_grad_enabled(j >= first_kept):
-            pieces.append(engine.model(batch))
+    pieces, first_kept, light = _encode(engine, task, micro_batches, draw)
     check_gathered(task, pieces[-1], micro_batches[-1])
     learnt = [name for name, value in pieces[-1].items() if value.requires_grad]
 
@@ -105,7 +102,8 @@ def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[
         _sum_over_ranks(engine, [*gradients.values(), *losses.values()])
 
     # Kept graphs go first: zero3 and fsdp2 allow no other forward pass between a graph and its backward. They go in one
-    # backward pass, since DDP and ZeRO reduce in the last one, and with all graphs kept there is no other.
+    # backward pass, since DDP and ZeRO reduce in the last one, and with all graphs kept there is no other. Light graphs go
+    # in the last pass of all: DDP waits in it for every parameter's gradient.
     rows = _rows_of(micro_batches, mine.start)
     num_passes = engine.world_size * num
     here.begin("backward")
@@ -113,14 +111,42 @@ def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[
         kept = [_surrogate(task, pieces[j], gradients, rows[j], num_passes) for j in range(first_kept, num)]
         del pieces[first_kept : num - 1]
         engine.backward(torch.stack(kept).sum())
+    again = [name for name in learnt if name not in light]
     for j in range(first_kept):
         engine.set_sync(last=j == first_kept - 1)
         with draw(j):
             here.begin("second forward")
-            outputs = engine.model(_inputs_of(task, micro_batches[j], learnt, pieces[-1]))
+            outputs = engine.model(_inputs_of(task, micro_batches[j], again, pieces[-1]))
             here.begin("backward")
-            engine.backward(_surrogate(task, outputs, gradients, rows[j], num_passes))
+            terms = [_surrogate(task, {name: outputs[name] for name in again}, gradients, rows[j], num_passes)]
+            if j == first_kept - 1 and light:
+                waiting = [{name: piece[name] for name in light} for piece in pieces[:first_kept]]
+                terms += [_surrogate(task, piece, gradients, rows[i], num_passes) for i, piece in enumerate(waiting)]
+            engine.backward(torch.stack(terms).sum())
     return StepLosses(losses, {name: value.detach() for name, value in leaves.items()})
+
+
+def _encode(
+    engine: Engine, task: Task, micro_batches: list[Batch], draw: Draw
+) -> tuple[list[Batch], int, frozenset[str]]:
+    """Outputs of every micro-batch, the first one whose whole graph is there, and the outputs whose graphs all have."""
+    num = len(micro_batches)
+    first_kept = max(0, num - task.config.compute.kept_graphs)
+    light = frozenset[str]()
+    pieces: list[Batch] = []
+    for j, batch in enumerate(micro_batches):
+        engine.set_sync(last=first_kept == 0 and j == num - 1)
+        looks = j == 0 and first_kept > 0 and engine.can_keep_graphs
+        with draw(j), torch.set_grad_enabled(j >= first_kept or looks or bool(light)):
+            outputs = engine.model(batch)
+        if looks:
+            light = light_outputs(outputs, task.output_inputs)
+            if all_light(outputs, light | task.shared_outputs):
+                first_kept = 0
+        if j < first_kept:
+            outputs = {name: value if name in light else value.detach() for name, value in outputs.items()}
+        pieces.append(outputs)
+    return pieces, first_kept, light
 
 
 def _rows_of(micro_batches: list[Batch], start: int) -> list[slice]:
@@ -132,10 +158,11 @@ def _rows_of(micro_batches: list[Batch], start: int) -> list[slice]:
 def _surrogate(task: Task, outputs: Batch, gradients: Batch, rows: slice, num_passes: int) -> Tensor:
     """A scalar whose gradient is the loss's; every pass carries an equal part of the shared outputs' gradient."""
     terms = [
-        (outputs[name] * gradient).sum() / num_passes
+        (value * gradients[name]).sum() / num_passes
         if name in task.shared_outputs
-        else (outputs[name] * gradient[rows]).sum()
-        for name, gradient in gradients.items()
+        else (value * gradients[name][rows]).sum()
+        for name, value in outputs.items()
+        if name in gradients
     ]
     return torch.stack(terms).sum()
 

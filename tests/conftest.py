@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(TESTS).parts[0]
         if folder == "distributed":
             item.add_marker(pytest.mark.distributed)
-            # Two of them at once would fight for the cores: under pytest-xdist one worker takes them all.
+            # Under pytest-xdist one worker takes them all, and another one those of tests/faults and tests/slurm, which
+            # often wait. More of them at once would fight for the cores.
             item.add_marker(pytest.mark.xdist_group("distributed"))
         elif folder == "gpu":
             item.add_marker(pytest.mark.gpu)

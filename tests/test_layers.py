@@ -18,7 +18,7 @@ STOREYS = [
     {"errors", "json_text", "visible", "rank_names", "whereabouts", "quiet", "interrupts"},
     {"config", "ledger", "run_lock"},
     {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "stopping", "prediction_file"},
-    {"engine", "tasks", "randomness", "phases", "inject", "first_nonfinite"},
+    {"engine", "tasks", "randomness", "phases", "inject", "first_nonfinite", "light_graphs"},
     {"checkpoint", "step", "evaluate", "advice", "preflight"},
     {"resume"},
     {"run"},

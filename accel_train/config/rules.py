@@ -21,6 +21,9 @@ from accel_train.config.schema import (
 )
 from accel_train.errors import UserError
 
+ONE_GRAPH_ENGINES = ("zero3", "fsdp2")
+"""Engines that allow no other forward pass between a graph and its backward pass."""
+
 
 def check_rules(config: RunConfig) -> list[str]:
     """One line for each contradiction, naming the keys, their values, and what to change."""
@@ -198,7 +201,7 @@ def check_kept_graphs(config: RunConfig, *, engine: str, compares_whole_batch: b
     why = None
     if not compares_whole_batch:
         why = "would be ignored: the loss adds up over micro-batches, so none is encoded twice"
-    elif engine in ("zero3", "fsdp2"):
+    elif engine in ONE_GRAPH_ENGINES:
         why = f"can't be followed: {engine} allows no other forward pass between a graph and its backward pass"
     elif config.compute.activation_checkpointing:
         why = "contradicts compute.activation_checkpointing, which computes activations again instead of keeping them"

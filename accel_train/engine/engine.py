@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from accel_train.config.rules import ONE_GRAPH_ENGINES
 from accel_train.engine.launch import Launch
 from accel_train.engine.shards import Shard
 from accel_train.errors import CheckFailed, UserError
@@ -62,6 +63,11 @@ class Engine(ABC):
     @property
     def _is_distributed(self) -> bool:
         return self.world_size > 1
+
+    @property
+    def can_keep_graphs(self) -> bool:
+        """Whether other forward passes may come between a graph and its backward pass."""
+        return self.launch.engine not in ONE_GRAPH_ENGINES
 
     # Setting up
 

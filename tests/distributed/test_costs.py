@@ -42,6 +42,14 @@ def test_a_frozen_tower_runs_once(engine: str, world_size: int, num_micro_batche
 
 
 @pytest.mark.parametrize("engine", WHOLE_ENGINES)
+@pytest.mark.parametrize("scenario", ["frozen_layers", "frozen_resnet"])
+def test_a_frozen_tower_below_a_trained_head_runs_once(engine: str, scenario: str, observed: Observed) -> None:
+    """Where graphs can be kept, those of heads are; zero3 and fsdp2 encode all micro-batches but the last again."""
+    counts = observed(engine, 2, f"{scenario}@2").found["counts"]
+    assert counts["vision_model"] == FEW_STEPS * (2 if engine in KEEP_GRAPHS else 3)
+
+
+@pytest.mark.parametrize("engine", WHOLE_ENGINES)
 @pytest.mark.parametrize(("world_size", "num_micro_batches"), [(1, 1), (1, 4), (2, 1), (2, 2)])
 def test_one_loss_evaluation(engine: str, world_size: int, num_micro_batches: int, observed: Observed) -> None:
     counts = observed(engine, world_size, f"info_nce@{num_micro_batches}").found["counts"]

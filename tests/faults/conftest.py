@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.distributed)
-            item.add_marker(pytest.mark.xdist_group("distributed"))
+            item.add_marker(pytest.mark.xdist_group("faults"))
 
 
 def make_dataset(folder: Path, *, num_images: int = 18, seed: int = 0) -> Path:

@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent == HERE:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.distributed)
-            item.add_marker(pytest.mark.xdist_group("distributed"))
+            item.add_marker(pytest.mark.xdist_group("faults"))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ and it takes two micro-batches for any number of them: the others hold and cost 
 
 import copy
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils.checkpoint import checkpoint
 
+from accel_train.config.rules import ONE_GRAPH_ENGINES
 from accel_train.interrupts import uninterrupted
+from accel_train.light_graphs import all_light, light_outputs
 from accel_train.models.blocks import repeated_blocks
 from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
 from accel_train.tasks.task import Batch, Task
@@ -105,7 +107,7 @@ def dry_step(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> Dry
         spread.optimizer_step()
     counted.end()
     return DryStep(
-        counted, has_loss, split, num, sizes_of(model), run.row_bytes, task.splits_loss, task.compares_whole_batch
+        counted, has_loss, run.split, num, sizes_of(model), run.row_bytes, task.splits_loss, task.compares_whole_batch
     )
 
 
@@ -168,11 +170,19 @@ class _Run:
     def cached(self) -> bool:
         num = len(self.batches)
         pieces: list[Batch] = []
-        before = 0
+        before, light = 0, frozenset[str]()
         for turn, batch in enumerate(self.batches):
-            before = self.counted.now["activations"]
-            with torch.set_grad_enabled(turn == num - 1):
-                pieces.append(self.forward(batch, "forward" if turn == num - 1 else "forward, for features"))
+            before, is_last = self.counted.now["activations"], turn == num - 1
+            keeps_graphs = self.split.engine not in ONE_GRAPH_ENGINES
+            with torch.set_grad_enabled(is_last or keeps_graphs):
+                outputs = self.forward(batch, "forward" if is_last else "forward, for features")
+            if not is_last and keeps_graphs:
+                light = light_outputs(outputs, self.task.output_inputs)
+                if all_light(outputs, light | self.task.shared_outputs):
+                    self.split = replace(self.split, kept_graphs=self.split.num_micro_batches)
+                outputs = {name: value if name in light else value.detach() for name, value in outputs.items()}
+            pieces.append(outputs)
+            del outputs
         kept = pieces[-1]
         other_graphs = (self.split.kept_graphs - 1) * (self.counted.now["activations"] - before)
         self.counted.hold("activations", other_graphs)
@@ -202,7 +212,9 @@ class _Run:
         for turn, batch in enumerate([self.batches[-1], *self.batches[:-1]]):
             outputs = kept
             if turn:
-                outputs = self.forward(self.inputs_of(batch, learnt, kept), "forward, again")
+                again = [name for name in learnt if name not in light]
+                outputs = self.forward(self.inputs_of(batch, again, kept), "forward, again")
+                outputs |= {name: pieces[turn - 1][name] for name in light}
             terms = [
                 (outputs[name] * (gradient if name in self.task.shared_outputs else gradient[: self.rows])).sum()
                 for name, gradient in gradients.items()
