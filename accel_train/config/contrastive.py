@@ -92,8 +92,9 @@ class LossSection(Section):
     """`shared`: rows with the same image or the same caption are positives of each other. `own`: each row has itself
     alone as a positive (the plain form, as in CLIP)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    chunk_size: Annotated[int, Field(ge=1)] = 256
-    """Rows of the similarity matrix that are held at once."""
+    chunk_size: Annotated[int, Field(ge=1)] | None = None
+    """Rows of the similarity matrix that are held at once. Left out: 256, or a fused kernel for InfoNCE of a large batch on
+    CUDA (run.log says which)."""
 
 
 class DistillationSection(Section):

@@ -39,8 +39,9 @@ class AlignmentLoss(Section):
     positives: Literal["shared", "own"] = "shared"
     """`shared`: rows with the same image, recording or caption are positives of each other. `own`: each row alone."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    chunk_size: Annotated[int, Field(ge=1)] = 256
-    """Rows of a similarity matrix that are held at once."""
+    chunk_size: Annotated[int, Field(ge=1)] | None = None
+    """Rows of a similarity matrix that are held at once. Left out: 256, or a fused kernel for a large batch on CUDA (run.log
+    says which)."""
 
 
 class MultimodalAlignmentConfig(RunConfig):

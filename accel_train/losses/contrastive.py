@@ -11,7 +11,8 @@ from torch import Tensor
 
 from accel_train.losses.both_ways import BothWays
 from accel_train.losses.chunked import CHUNK_SIZE, PairLoss, chunked_loss, in_full_precision
-from accel_train.losses.positives import Positives, Sharing
+from accel_train.losses.fused import FusedInfoNCE, obstacle
+from accel_train.losses.positives import Positives, Sharing, shared_keys
 
 
 def info_nce(
@@ -23,7 +24,7 @@ def info_nce(
     text_key: Tensor | None = None,
     positives: Sharing = "own",
     label_smoothing: float = 0.0,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     anchors: tuple[int, int] | None = None,
 ) -> Tensor:
     """Symmetric cross-entropy between images and texts (van den Oord et al. 2018; Radford et al. 2021, figure 3).
@@ -31,16 +32,29 @@ def info_nce(
     image_features, text_features: (B, D), L2-normalised, row i of one belonging to row i of the other. logit_scale: (1,)
     or 0-d, the factor itself, not its log. image_key, text_key: (B,) integers that tell equal images and equal texts,
     read for `positives="shared"`: the target of a row is then uniform over all its positives (Khosla et al. 2020).
-    label_smoothing e: target (1 - e) x target + e / B. Returns the mean over the 2B rows, 0-d, in fp32 (fp64 for fp64).
+    label_smoothing e: target (1 - e) x target + e / B. chunk_size None: by fused kernels where nothing is in their way, else
+    by chunks of CHUNK_SIZE rows. Returns the mean over the 2B rows, 0-d, in fp32 (fp64 for fp64).
     """
-    pairs = Positives.of(positives, image_key, text_key, image_features.device)
-    everything = 0, len(image_features)
+    device, everything = image_features.device, (0, len(image_features))
+    tensors = [image_features, text_features, logit_scale]
+    if chunk_size is None and image_features.dtype != torch.float64 and obstacle(device, len(image_features)) is None:
+        keys = shared_keys(positives, image_key, text_key)
+        return in_full_precision(FusedInfoNCE, tensors, keys, label_smoothing, anchors or everything)
+    chunk_size = chunk_size or CHUNK_SIZE
+    pairs = Positives.of(positives, image_key, text_key, device)
     if anchors in (None, everything):
-        tensors = [image_features, text_features, logit_scale]
         return in_full_precision(BothWays, tensors, pairs, label_smoothing, chunk_size)
     row_loss = partial(_cross_entropy_rows, label_smoothing=label_smoothing)
     loss = PairLoss(row_loss, partial(_pairs, pairs), both_directions=True)
     return chunked_loss(image_features, text_features, logit_scale, None, loss, anchors or everything, chunk_size)
+
+
+def info_nce_in_words(device: torch.device, num_rows: int, chunk_size: int | None) -> str:
+    """How `info_nce` goes about a batch of so many rows, and why."""
+    reason = "loss.chunk_size asks for it" if chunk_size else obstacle(device, num_rows)
+    if reason is None:
+        return "InfoNCE runs in fused kernels"
+    return f"InfoNCE runs by chunks of {chunk_size or CHUNK_SIZE} rows: {reason}"
 
 
 def sigmoid_loss(

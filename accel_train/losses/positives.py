@@ -9,6 +9,15 @@ from torch import Tensor
 Sharing = Literal["shared", "own"]
 
 
+def shared_keys(sharing: Sharing, image_key: Tensor | None, text_key: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """The keys by which rows belong together, (B,) each; None where each row has itself alone. Raises ValueError."""
+    if sharing == "own":
+        return None
+    if image_key is None or text_key is None:
+        raise ValueError("positives='shared' needs image_key and text_key")
+    return image_key, text_key
+
+
 @dataclass(frozen=True, slots=True)
 class Positives:
     """Each row with itself, and with every row that agrees with it in one of the keys."""
@@ -20,12 +29,10 @@ class Positives:
 
     @classmethod
     def of(cls, sharing: Sharing, image_key: Tensor | None, text_key: Tensor | None, device: torch.device) -> Self:
-        if sharing == "own":
+        keys = shared_keys(sharing, image_key, text_key)
+        if keys is None:
             return cls(torch.empty(0, dtype=torch.int64, device=device), ())
-        if image_key is None or text_key is None:
-            raise ValueError("positives='shared' needs image_key and text_key")
-        keys = image_key, text_key
-        repeated = torch.zeros(len(image_key), dtype=torch.bool, device=device)
+        repeated = torch.zeros(len(keys[0]), dtype=torch.bool, device=device)
         for key in keys:
             _, place, count = key.unique(return_inverse=True, return_counts=True)
             repeated |= count[place] > 1

@@ -15,7 +15,8 @@ from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset, capti
 from accel_train.data.splits import open_split
 from accel_train.data.tokenizer_files import export_tokenizer
 from accel_train.errors import UserError
-from accel_train.losses.contrastive import info_nce, sigmoid_loss
+from accel_train.losses.chunked import CHUNK_SIZE
+from accel_train.losses.contrastive import info_nce, info_nce_in_words, sigmoid_loss
 from accel_train.metrics.retrieval import in_batch_accuracy, recall_both_ways
 from accel_train.models.build import adapt_to_training, build_contrastive_model
 from accel_train.models.cn_clip_files import cn_clip_optimizer_state
@@ -130,10 +131,13 @@ class ContrastiveTask(Task):
         return chance_of_a_duplicate(split.images.column("image_key")[images], split.texts.column("text_key")[texts])
 
     def prepare_training(self, device: torch.device) -> list[str]:
-        if self.config.distillation is None:
-            return []
-        self.teacher = open_teacher(self.config, device)
-        return self.teacher.notes
+        section, notes = self.config.loss, list[str]()
+        if device.type == "cuda" and section.name == "info_nce":
+            notes.append(info_nce_in_words(device, self.config.data.global_batch_size, section.chunk_size))
+        if self.config.distillation is not None:
+            self.teacher = open_teacher(self.config, device)
+            notes += self.teacher.notes
+        return notes
 
     def add_to_batch(self, batch: Batch) -> Batch:
         # Batches of an evaluation hold one tower's inputs and no keys.
@@ -144,7 +148,8 @@ class ContrastiveTask(Task):
     def losses(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
         losses = self._contrastive_loss(outputs, batch)
         if self.config.distillation is not None:
-            losses |= distillation_losses(self.config.distillation, outputs, batch, self.config.loss.chunk_size)
+            chunk_size = self.config.loss.chunk_size or CHUNK_SIZE
+            losses |= distillation_losses(self.config.distillation, outputs, batch, chunk_size)
         return losses
 
     def _contrastive_loss(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
@@ -155,13 +160,13 @@ class ContrastiveTask(Task):
             "text_key": batch["text_key"],
             "positives": section.positives,
             "label_smoothing": section.label_smoothing,
-            "chunk_size": section.chunk_size,
             "anchors": None if anchors is None else tuple(anchors.tolist()),
         }
         features = outputs["image_features"], outputs["text_features"], outputs["logit_scale"]
         if section.name == "sigmoid":
-            return {"sigmoid": sigmoid_loss(*features, outputs["logit_bias"], **options)}
-        return {"info_nce": info_nce(*features, **options)}
+            chunk_size = section.chunk_size or CHUNK_SIZE
+            return {"sigmoid": sigmoid_loss(*features, outputs["logit_bias"], chunk_size=chunk_size, **options)}
+        return {"info_nce": info_nce(*features, chunk_size=section.chunk_size, **options)}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Batch:
         kinds = [kind for kind in ("image", "text") if f"{kind}_features" in outputs]
@@ -194,10 +199,11 @@ class ContrastiveTask(Task):
     def train_metrics(self, outputs: Batch) -> dict[str, Any]:
         """The temperature, and how often a pair is told from the rest of its batch, which is no recall."""
         images, texts = outputs["image_features"], outputs["text_features"]
+        chunk_size = self.config.loss.chunk_size or CHUNK_SIZE
         return {
             "temperature": 1 / outputs["logit_scale"].item(),
-            "in_batch_accuracy/image_to_text": in_batch_accuracy(images, texts, chunk_size=self.config.loss.chunk_size),
-            "in_batch_accuracy/text_to_image": in_batch_accuracy(texts, images, chunk_size=self.config.loss.chunk_size),
+            "in_batch_accuracy/image_to_text": in_batch_accuracy(images, texts, chunk_size=chunk_size),
+            "in_batch_accuracy/text_to_image": in_batch_accuracy(texts, images, chunk_size=chunk_size),
         }
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:

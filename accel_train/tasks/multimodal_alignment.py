@@ -12,7 +12,8 @@ from accel_train.data.speech import MODALITIES, OneModality, SpokenImageDataset,
 from accel_train.data.spoken_split import open_spoken_split
 from accel_train.data.tokenizer_files import export_tokenizer, find_tokenizer
 from accel_train.errors import UserError
-from accel_train.losses.contrastive import info_nce
+from accel_train.losses.chunked import CHUNK_SIZE
+from accel_train.losses.contrastive import info_nce, info_nce_in_words
 from accel_train.metrics.retrieval import in_batch_accuracy, recall_at
 from accel_train.models.multimodal import MultimodalAligner
 from accel_train.models.multimodal_files import load_senses, save_senses
@@ -63,6 +64,11 @@ class MultimodalAlignmentTask(Task):
             return []
         check_stored(model, self.config, MODALITIES, splits)
         return [f"the encoders don't run; what they give is read from {self.config.data.features}"]
+
+    def prepare_training(self, device: torch.device) -> list[str]:
+        if device.type != "cuda":
+            return []
+        return [info_nce_in_words(device, self.config.data.global_batch_size, self.config.loss.chunk_size)]
 
     def build_dataset(self, split: str) -> Dataset:
         return SpokenImageDataset(self.config.data, split, seed=self.config.seed)
@@ -145,7 +151,7 @@ class MultimodalAlignmentTask(Task):
 
     def train_metrics(self, outputs: Batch) -> dict[str, Any]:
         """The temperature, and how often a row's own partner beats the rest of its batch, which is no recall."""
-        size = self.config.loss.chunk_size
+        size = self.config.loss.chunk_size or CHUNK_SIZE
         return {"temperature": 1 / outputs["logit_scale"].item()} | {
             f"in_batch_accuracy/{query}_to_{target}": in_batch_accuracy(
                 outputs[f"{query}_features"], outputs[f"{target}_features"], chunk_size=size
