@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel_train.interrupts import uninterrupted
+from accel_train.losses.chunked import CHUNK_SIZE
 from accel_train.losses.contrastive import info_nce
 from accel_train.tools.bench.figures import Figure, in_turns, ratio_figure
 
@@ -79,6 +80,20 @@ def memory_figure(rows: int = 65_536) -> Figure:
     share = bytes_held(info_nce, rows) / bytes_held(plain_info_nce, rows)
     how = f"{rows:,} x {WIDTH}: bytes held beside features and their gradients, over those of the plain form; counted"
     return Figure("loss/info_nce_memory_to_plain", share, 0.0, goal=0.01, how=how, better="lower")
+
+
+def fused_figure(rows: int, num_ranks: int, *, rounds: int, device: str = "cuda") -> Figure:
+    """What `info_nce` takes by itself over its chunks, for one rank's share of the rows."""
+    inputs = features(rows, device)
+    share = partial(info_nce, anchors=(0, rows // num_ranks))
+    ways: dict[str, Callable[[], object]] = {
+        "fused": partial(gradients, share, inputs),
+        "chunks": partial(gradients, partial(share, chunk_size=CHUNK_SIZE), inputs),
+    }
+    seconds = in_turns(ways, rounds=rounds, settle=torch.cuda.synchronize if device == "cuda" else lambda: None)
+    how = f"InfoNCE, {rows:,} x {WIDTH}, the share of one of {num_ranks} ranks, forward and backward, over chunks"
+    name = f"loss/fused_to_chunks_{rows}_on_{num_ranks}"
+    return ratio_figure(name, seconds["fused"], seconds["chunks"], goal=1.0, how=how, better="lower")
 
 
 def time_figure(rows: int, *, rounds: int = 7, device: str = "cpu") -> Figure:

@@ -6,6 +6,7 @@ from accel_train.tools.bench.loss_costs import (
     LiveBytes,
     bytes_held,
     features,
+    fused_figure,
     gradients,
     memory_figure,
     plain_info_nce,
@@ -42,3 +43,9 @@ def test_live_bytes_forgets_what_was_freed() -> None:
 def test_a_figure_of_time_is_a_ratio() -> None:
     figure = time_figure(64, rounds=2)
     assert figure.value > 0 and figure.goal == 1.1
+
+
+def test_a_figure_of_the_kernels_names_rows_and_ranks() -> None:
+    figure = fused_figure(64, 4, rounds=2, device="cpu")
+    assert figure.value > 0 and figure.goal == 1.0
+    assert figure.name == "loss/fused_to_chunks_64_on_4"
