@@ -1,27 +1,36 @@
-"""`python -m tests.benchmarks.cached_memory CONFIG [overrides]`: how much memory the first step takes, in bytes, on stdout.
+"""`python -m tests.benchmarks.cached_memory CONFIG [overrides]`: how much memory a step takes, in bytes, on stdout.
 
-Of the process's own memory, what lies above that before the step, when weights, optimizer state and the batch are there.
+The most that torch's allocator held at once during the second step, above what it held before: weights, optimizer state and
+the global batch lie in memory by then.
 """
 
 import sys
+from itertools import accumulate
+
+from torch.profiler import ProfilerActivity, profile
 
 from accel_train.config.load import load_config
 from accel_train.progress import Meter
-from accel_train.tools.bench.checkpoint_costs import extra_memory
 from accel_train.tools.bench.command import as_bench
-from accel_train.tools.rehearsal import Snapshot, rehearsal
+from accel_train.tools.rehearsal import rehearsal
 from accel_train.train import global_batches, one_step
+from tests.tools.plan.memory_worker import is_memory
 
 
 def main(config_path: str, *overrides: str) -> None:
     with rehearsal(as_bench(load_config(config_path, list(overrides))), quiet=True) as run:
-        Snapshot.of(run)  # makes the optimizer's state
         batches = global_batches(run)
         batch = next(batches)
         batches.close()
-        with extra_memory() as extra:
-            one_step(run, batch, Meter(run.engine.device))
-        print(extra[0])
+        meter = Meter(run.engine.device)
+        one_step(run, batch, meter)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            one_step(run, batch, meter)
+        events = record.profiler.kineto_results.events()  # type: ignore[union-attr]
+        sizes = sorted(
+            (event.start_ns(), place, event.nbytes()) for place, event in enumerate(events) if is_memory(event)
+        )
+        print(max(accumulate(size for _, _, size in sizes)))
 
 
 if __name__ == "__main__":
