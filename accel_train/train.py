@@ -212,6 +212,7 @@ def take_step(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Ten
     buffers = run.engine.moving_buffers()
     before = [buffer.clone() for buffer in buffers]
     losses, norms = find_gradients(run, batch, counts)
+    run.checkpoints.wait_for_copy()
     run.faults.at("update", run.state.step + 1)
     if all_finite(losses, norms):
         run.state.skipped_in_a_row = 0

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,26 +74,42 @@ def link(root: Path, *, newest: int, best: int | None) -> None:
         point(root / "best", root / folder_name(best))
 
 
-def prune(root: Path, *, keep_last: int | None) -> None:
-    """Removes what a kill left half done, and all checkpoints but the best and the last ones. None keeps them all."""
-    remove_partial(root, "")
+def prune(root: Path, *, keep_last: int | None) -> list[Path]:
+    """What a kill left half done, and all checkpoints but the best and the last ones; None keeps them all.
+
+    None of them counts as a checkpoint any more. `erase` is to remove them, which takes a while: a large file's memory and
+    blocks are freed one by one.
+    """
+    doomed = list(root.glob(".step_*"))
     kept = pointed_at(root / "best")
     for folder in all_folders(root)[keep_last:] if keep_last is not None else []:
         if kept is None or folder.name != kept.name:
-            remove(folder)
+            doomed.append(_doom(folder))
+    return doomed
 
 
-def remove_partial(root: Path, ending: str = ".partial") -> None:
+def erase(doomed: Iterable[Path]) -> None:
     """Removes folders that never were a checkpoint, or are none any more."""
-    for leftover in root.glob(f".step_*{ending}"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for folder in doomed:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_partial(root: Path) -> None:
+    """Removes folders that never were a checkpoint."""
+    erase(root.glob(".step_*.partial"))
 
 
 def remove(folder: Path) -> None:
-    """Renamed first, so that a kill in the middle leaves no checkpoint that looks whole."""
+    """Removes a checkpoint."""
+    erase([_doom(folder)])
+
+
+def _doom(folder: Path) -> Path:
+    """Renames a checkpoint, so that a kill in the middle of its removal leaves none that looks whole."""
     doomed = folder.with_name(f".{folder.name}.deleted")
+    erase([doomed])
     move(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    return doomed
 
 
 def set_aside(damaged: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,12 +54,14 @@ class Checkpoints:
         self._under_way: Save | None = None
         self._writer = Writer()
         self._host_copy = HostCopy(engine.device)
+        self._erasure: Future[None] | None = None
 
     def save(self, state: TrainState, about: dict[str, Any]) -> Path:
         """Writes a checkpoint of this step, unless it is there already. `about` goes into state.json as it is.
 
-        In the background it is there after a later `settle`. Metrics up to this step are on disk before it. Raises
-        CheckFailed on every rank if any rank could not write; older checkpoints are untouched then.
+        In the background it is there after a later `settle`, and before the next update comes `wait_for_copy`. Metrics up to
+        this step are on disk before it. Raises CheckFailed on every rank if any rank could not write; older checkpoints are
+        untouched then.
         """
         final = self.root / folder_name(state.step)
         if self._under_way is not None:
@@ -72,12 +75,13 @@ class Checkpoints:
         if self.engine.gather_objects(final.exists())[0]:
             return final
         save = Save(final, copy.deepcopy(state), about, began=time.monotonic())
+        self.wait_for_erasure()  # else old and new ones might not fit on the disk together
         self.engine.share_buffers()  # only rank 0's are written, so all must go on with them
         self._together("write the log", self.log.sync)
         self._together("make the folder", lambda: make_aside(save, self.engine))
         if self.in_background:
-            self._together("copy its part", self._copy)
-            save.part = self._writer.start(lambda: self._write(save, self._host_copy.pieces))
+            self._together("copy its part", lambda: self._host_copy.begin(owned_pieces(self.engine, self.state_names)))
+            save.part = self._writer.start(lambda: self._copy_and_write(save))
         self._under_way = save
         save.stalled = time.monotonic() - save.began
         if not self.in_background:
@@ -89,6 +93,13 @@ class Checkpoints:
         """Whether a thread has ended with this rank's part of a save, well or not. Once it has on all ranks, `settle` need
         not wait. This rank alone."""
         return self._under_way is not None and self._under_way.part is not None and self._under_way.part.done()
+
+    def wait_for_copy(self) -> None:
+        """Before weights or optimizer state change: a save in the background may still be reading them. This rank alone."""
+        if self._under_way is not None and not self._host_copy.is_done.is_set():
+            began = time.monotonic()
+            self._host_copy.is_done.wait()
+            self._under_way.stalled += time.monotonic() - began
 
     def settle(self) -> None:
         """Waits until the save under way, if there is one, is written by all ranks, and publishes it. Raises CheckFailed."""
@@ -118,18 +129,25 @@ class Checkpoints:
         seconds, self._new_seconds = self._new_seconds, {}
         return seconds
 
+    def wait_for_erasure(self) -> None:
+        """Until old checkpoints have left the disk, which a thread sees to. This rank alone."""
+        erasure, self._erasure = self._erasure, None
+        if erasure is not None:
+            erasure.result()
+
     def close(self) -> None:
         """Gives up a save under way, if an error has left one. This rank alone."""
         self._writer.close()
-
-    def _copy(self) -> None:
-        self._host_copy.take(owned_pieces(self.engine, self.state_names))
 
     def _part_of(self, save: Save) -> Part:
         """This rank's part, once it is written."""
         if save.part is not None:
             return save.part.result()
         return self._write(save, owned_pieces(self.engine, self.state_names))
+
+    def _copy_and_write(self, save: Save) -> Part:
+        self._host_copy.finish()
+        return self._write(save, self._host_copy.pieces)
 
     def _write(self, save: Save, pieces: Pieces) -> Part:
         if not self.engine.is_main:
@@ -144,12 +162,14 @@ class Checkpoints:
             self._tidy(save.state)
 
     def _tidy(self, state: TrainState) -> None:
-        """Sets `latest` and `best`, and removes old checkpoints and what a kill left half done. `state` is the newest's."""
+        """Sets `latest` and `best`, and lets a thread remove old checkpoints and what a kill left half done. `state` is the
+        newest's."""
         self.faults.at("link", state.step)
         folders.link(self.root, newest=state.step, best=state.best_step)
         self.faults.at("prune", state.step, self.root / folder_name(state.step))
         # In a row of skipped steps the last good checkpoint is kept, whatever comes after it: a rollback needs it.
-        folders.prune(self.root, keep_last=None if state.skipped_in_a_row else self.keep_last)
+        doomed = folders.prune(self.root, keep_last=None if state.skipped_in_a_row else self.keep_last)
+        self._erasure = self._writer.start(lambda: folders.erase(doomed))
 
     def _together(self, what: str, action: Callable[[], Result]) -> list[Result]:
         """Runs an action on every rank and agrees on the outcome; returns every rank's result, a small object."""

@@ -1,6 +1,7 @@
 """The data path beside torchvision on Pillow, sources in place beside Arrow, and a late start beside a fresh one."""
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,12 @@ from accel_train.tools.bench.image_rates import (
     batch_of_ours,
     batch_of_torchvision,
     cpu_seconds_in_turns,
+    lmdb_images,
     photographs,
     tsv_images,
 )
+from tests.benchmarks import long_run
+from tests.distributed.ranks import run_ranks
 
 Record = Callable[[Figure], None]
 
@@ -48,13 +52,17 @@ def test_images_a_cpu_second(record: Record, tmp_path: Path, width: int, goal: f
         )
 
 
-def test_tsv_in_place(record: Record, tmp_path: Path) -> None:
+def test_sources_in_place(record: Record, tmp_path: Path) -> None:
     encoded = photographs(500)
-    images = {"arrow": arrow_images(tmp_path, encoded), "tsv": tsv_images(tmp_path, encoded)}
+    stored = {"arrow": arrow_images, "tsv": tsv_images, "lmdb": lmdb_images}
+    images = {name: store(tmp_path / name, encoded) for name, store in stored.items()}
     ways = {name: lambda rows=rows: batch_of_ours(rows, 224, "fast") for name, rows in images.items()}
     seconds = cpu_seconds_in_turns(ways, rounds=25)
-    how = "CPU-seconds of training images of 500 x 375 read in place from TSV over those from Arrow, data.decoding fast"
-    record(ratio_figure("data/tsv_to_arrow", seconds["tsv"], seconds["arrow"], goal=1.1, better="lower", how=how))
+    for name, shown in (("tsv", "TSV"), ("lmdb", "LMDB")):
+        how = f"CPU-seconds of images of 500 x 375 read in place from {shown} over those from Arrow, data.decoding fast"
+        record(
+            ratio_figure(f"data/{name}_to_arrow", seconds[name], seconds["arrow"], goal=1.1, better="lower", how=how)
+        )
 
 
 class Numbers:
@@ -88,3 +96,24 @@ def test_first_batch_of_a_late_step(record: Record) -> None:
     record(
         ratio_figure("start/late_to_fresh_batch", seconds["late"], seconds["fresh"], goal=1.1, better="lower", how=how)
     )
+
+
+def test_first_step_of_a_long_run(record: Record, tmp_path: Path) -> None:
+    """Whole processes: the late one reads a checkpoint, and the ends of two files of a million lines."""
+    long_run.make_long_run(tmp_path / "late")
+    fresh_runs = (tmp_path / f"fresh_{number}" for number in count())
+
+    def start(run_dir: Path, taken: int) -> None:
+        (done,) = run_ranks(1, "-m", "tests.benchmarks.long_run", str(run_dir))
+        assert done.output.split()[-1] == str(taken), done.output
+
+    ways = {
+        "fresh": lambda: start(next(fresh_runs), 1),
+        "late": lambda: start(tmp_path / "late", long_run.STEPS + 1),
+    }
+    seconds = in_turns(ways, rounds=4)
+    how = (
+        "time from the start of a process to the end of its first step, resumed at step 10^6 over fresh: 10^9 rows, metrics "
+        "and ledger of 10^6 lines"
+    )
+    record(ratio_figure("start/late_to_fresh", seconds["late"], seconds["fresh"], goal=1.1, better="lower", how=how))

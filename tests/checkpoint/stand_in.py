@@ -142,12 +142,18 @@ class Run:
         ]
 
     def save(self, step: int, **state: Any) -> list[Any]:
-        return self.ranks.run(lambda rank: self.checkpoints[rank].save(TrainState(step=step, **state), ABOUT))
+        def save(rank: int) -> Path:
+            final = self.checkpoints[rank].save(TrainState(step=step, **state), ABOUT)
+            self.checkpoints[rank].wait_for_erasure()
+            return final
+
+        return self.ranks.run(save)
 
     def save_and_settle(self, step: int, **state: Any) -> list[Any]:
         def save(rank: int) -> Path:
             final = self.checkpoints[rank].save(TrainState(step=step, **state), ABOUT)
             self.checkpoints[rank].settle()
+            self.checkpoints[rank].wait_for_erasure()
             return final
 
         return self.ranks.run(save)
@@ -161,6 +167,7 @@ class Run:
                 return None
             state = state_of(found[1])
             self.checkpoints[rank].load(found[0], state, self.plan)
+            self.checkpoints[rank].wait_for_erasure()
             return state
 
         outcomes = self.ranks.run(start)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import accel_train.checkpoint.store
+from accel_train.checkpoint.background import HostCopy
 from accel_train.checkpoint.files import Reader
 from accel_train.checkpoint.state import TrainState
 from tests.checkpoint.stand_in import ABOUT, Layout, Run, some_tensors
@@ -57,8 +58,9 @@ def test_it_holds_what_was_there_when_it_began(tmp_path: Path, slow_disk: SlowDi
     assert run.names() == [".step_00000003.partial"]
     state.step = 4
     state.losses.append([0.0, 0.0])
-    for engine in run.engines:
-        engine.module(torch.randn(8, 3))
+    for engine, checkpoints in zip(run.engines, run.checkpoints, strict=True):
+        engine.module(torch.randn(8, 3))  # the next forward pass changes buffers, and the update the rest
+        checkpoints.wait_for_copy()
         for tensors in engine.storage.values():
             for tensor in tensors.values():
                 tensor.zero_()
@@ -74,6 +76,46 @@ def test_it_holds_what_was_there_when_it_began(tmp_path: Path, slow_disk: SlowDi
     for name, tensor in some_tensors().items():
         assert torch.equal(reader.read("weight", name), tensor)
         assert torch.equal(reader.read("exp_avg", name), tensor + 1)
+
+
+def test_training_waits_for_the_copy_where_it_would_change_what_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the copy takes longer than the gradients, and the time that the update waits counts as a stall."""
+    run = Run(tmp_path, some_tensors(), ranks=2, in_background=True)
+    finish, in_copy = HostCopy.finish, threading.Event()
+
+    def slowly(host_copy: HostCopy) -> None:
+        in_copy.set()
+        threading.Event().wait(0.2)
+        finish(host_copy)
+
+    monkeypatch.setattr(HostCopy, "finish", slowly)
+    run.save(3)
+    assert in_copy.wait(20)
+    for engine, checkpoints in zip(run.engines, run.checkpoints, strict=True):
+        checkpoints.wait_for_copy()
+        for tensors in engine.storage.values():
+            tensors["weight"].zero_()
+    settle(run)
+    assert run.checkpoints[0].new_seconds()["save_stall_seconds"] > 0.1
+    reader = Reader(run.root / "latest")
+    assert all(torch.equal(reader.read("weight", name), tensor) for name, tensor in some_tensors().items())
+
+
+def test_a_copy_that_fails_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, some_tensors(), in_background=True)
+    begin = HostCopy.begin
+
+    def of_another_size(host_copy: HostCopy, pieces: Any) -> None:
+        begin(host_copy, pieces)
+        host_copy._to_come[-1] = (torch.empty(3), torch.empty(4))
+
+    monkeypatch.setattr(HostCopy, "begin", of_another_size)
+    run.save(3)
+    run.checkpoints[0].wait_for_copy()
+    with pytest.raises(RuntimeError, match="must match the size"):
+        run.checkpoints[0].settle()
 
 
 def test_the_next_save_waits_and_says_so(tmp_path: Path, slow_disk: SlowDisk) -> None:

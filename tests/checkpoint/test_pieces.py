@@ -35,7 +35,8 @@ def test_safetensors_reads_what_was_written(sizes: list[tuple[int, torch.dtype]]
     pieces = some_pieces(sizes)
     if copied:
         host_copy = HostCopy(torch.device("cpu"))
-        host_copy.take(pieces)
+        host_copy.begin(pieces)
+        host_copy.finish()
         pieces = host_copy.pieces
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(accel_train.checkpoint.pieces, "CHUNK", chunk)
@@ -54,7 +55,8 @@ def test_a_copy_is_of_its_own_and_follows_when_sizes_change() -> None:
     host_copy = HostCopy(torch.device("cpu"))
     for size in (4, 9, 2):
         pieces = some_pieces([(size, torch.float32), (size, torch.bfloat16), (1, torch.int64)])
-        host_copy.take(pieces)
+        host_copy.begin(pieces)
+        host_copy.finish()
         before = {key: tensor.clone() for key, tensor in pieces.tensors.items()}
         for tensor in pieces.tensors.values():
             tensor.fill_(7)

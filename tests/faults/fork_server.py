@@ -27,6 +27,7 @@ import accel_train.engine.rendezvous
 import accel_train.tools.evaluation
 import accel_train.tools.export
 import accel_train.train
+from accel_train.checkpoint.background import HostCopy
 from accel_train.cli import main
 from tests.faults.built_in import run_each
 from tests.faults.network import move_to_host
@@ -67,7 +68,10 @@ def run_rank(request: dict[str, Any], rank: int) -> int:
 
 
 def slow_down_writes(seconds: float) -> None:
-    """A disk so slow that a kill can meet every moment of a checkpoint: each fsync, rename and removal takes a while."""
+    """A disk so slow that a kill can meet every moment of a checkpoint: each fsync, rename and removal takes a while.
+
+    So does the copy that a save in the background makes first, longer than the gradients of a step.
+    """
 
     def slowly(action: Any) -> Any:
         def acted(*args: Any, **options: Any) -> Any:
@@ -78,6 +82,7 @@ def slow_down_writes(seconds: float) -> None:
 
     os.fsync = slowly(os.fsync)
     Path.rename = slowly(Path.rename)  # type: ignore[method-assign]
+    HostCopy.finish = slowly(HostCopy.finish)  # type: ignore[method-assign]
     accel_train.checkpoint.folders.point = slowly(accel_train.checkpoint.folders.point)
 
 

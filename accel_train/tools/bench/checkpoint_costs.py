@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from accel_train.run_log import RunLog
 from accel_train.tools.bench.figures import Figure, median_and_spread
 
 WIDTH = 1024
+ROWS = 64
+"""Of a batch, for the steps beside a save in the background."""
 STATE_NAMES = ("exp_avg", "exp_avg_sq")
 ABOUT: dict[str, Any] = {"about": {}, "first_steps": {}}
 
@@ -47,6 +49,9 @@ class CheckpointCosts:
     background_stall_to_save: float
     """How long training stands still for a save in the background, as a share of a save in the foreground."""
     background_stall_to_save_spread: float
+    background_slows_to_save: float
+    """Stall, and what the steps meanwhile take longer: they share cores and memory with the thread that writes."""
+    background_slows_to_save_spread: float
     background_to_save: float
     """How long it takes until it is on disk."""
     load_seconds: float
@@ -62,7 +67,7 @@ class CheckpointCosts:
                 self.save_to_raw_write,
                 self.save_to_raw_write_spread,
                 goal=1.2,
-                how=f"{size}; a synchronous save over writing and syncing as many bytes",
+                how=f"{size}; a synchronous save over writing the same bytes from memory and syncing them",
                 better="lower",
             ),
             Figure(
@@ -71,6 +76,14 @@ class CheckpointCosts:
                 self.background_stall_to_save_spread,
                 goal=0.1,
                 how=f"{size}; the time that training stands still for a save in the background over a synchronous save",
+                better="lower",
+            ),
+            Figure(
+                "checkpoint/background_slows_to_save",
+                self.background_slows_to_save,
+                self.background_slows_to_save_spread,
+                goal=None,
+                how=f"{size}; that time, and what steps take longer meanwhile, over a synchronous save",
                 better="lower",
             ),
             Figure(
@@ -90,6 +103,7 @@ def bench_checkpoint(folder: Path, *, mebibytes: int = 512, rounds: int = 4) -> 
     engine = build_engine(config)
     log = RunLog(folder, is_main=True, rank=0)
     log.rewind(-1)
+    taken = _Rounds()
     try:
         plan = _prepare(engine, num_layers=max(1, round(mebibytes * 2**20 / (3 * 4 * WIDTH**2))))
         foreground, background = (
@@ -98,38 +112,79 @@ def bench_checkpoint(folder: Path, *, mebibytes: int = 512, rounds: int = 4) -> 
             )
             for name in ("foreground", "background")
         )
-        raw, saves, stalls, totals = [], [], [], []
+        step_seconds = min(_seconds(lambda: _compute_gradients(engine)) for _ in range(3))
         for step in range(1, rounds + 2):
-            saves.append(_seconds(lambda step=step: foreground.save(TrainState(step), ABOUT)))  # type: ignore[misc]
-            path = next((folder / "foreground" / "checkpoints" / "latest").glob("rank_*.safetensors"))
-            raw.append(_raw_write(folder / "raw", path.stat().st_size))
-            background.save(TrainState(step), ABOUT)
-            while not background.is_written:
-                time.sleep(0.005)
-            background.settle()
-            seconds = background.new_seconds()
-            stalls.append(seconds["save_stall_seconds"])
-            totals.append(seconds["save_seconds"])
-        latest = (folder / "foreground" / "checkpoints" / "latest").resolve()
+            taken.saves.append(_seconds(lambda step=step: foreground.save(TrainState(step), ABOUT)))  # type: ignore[misc]
+            foreground.wait_for_erasure()
+            latest = (folder / "foreground" / "checkpoints" / "latest").resolve()
+            taken.raw.append(_raw_write(next(latest.glob("rank_*.safetensors")), folder / "raw"))
+            stalled, total, slowed = _save_beside_steps(engine, background, step, step_seconds)
+            taken.stalls.append(stalled)
+            taken.totals.append(total)
+            taken.slowed.append(slowed)
         with extra_memory() as extra:
             load_seconds = _seconds(lambda: foreground.load(latest, TrainState(rounds + 1), plan))
-        size = path.stat().st_size
+        foreground.close()
+        background.close()
+        size = next(latest.glob("rank_*.safetensors")).stat().st_size
     finally:
         log.close()
         engine.close()
-    return CheckpointCosts(
-        mebibytes=size / 2**20,
-        raw_write_seconds=min(raw[1:]),
-        save_seconds=min(saves[1:]),
-        save_to_raw_write=min(saves[1:]) / min(raw[1:]),
-        save_to_raw_write_spread=_spread(saves[1:], raw[1:]),
-        background_stall_seconds=min(stalls[1:]),
-        background_stall_to_save=min(stalls[1:]) / min(saves[1:]),
-        background_stall_to_save_spread=_spread(stalls[1:], saves[1:]),
-        background_to_save=min(totals[1:]) / min(saves[1:]),
-        load_seconds=load_seconds,
-        load_memory_to_size=extra[0] / size,
-    )
+    return taken.costs(size, load_seconds, extra[0])
+
+
+@dataclass(slots=True)
+class _Rounds:
+    """Seconds of every way in each round."""
+
+    raw: list[float] = field(default_factory=list)
+    saves: list[float] = field(default_factory=list)
+    stalls: list[float] = field(default_factory=list)
+    totals: list[float] = field(default_factory=list)
+    slowed: list[float] = field(default_factory=list)
+
+    def costs(self, size: int, load_seconds: float, load_memory: int) -> CheckpointCosts:
+        raw, saves, stalls, slowed = self.raw[1:], self.saves[1:], self.stalls[1:], self.slowed[1:]
+        return CheckpointCosts(
+            mebibytes=size / 2**20,
+            raw_write_seconds=min(raw),
+            save_seconds=min(saves),
+            save_to_raw_write=min(saves) / min(raw),
+            save_to_raw_write_spread=_spread(saves, raw),
+            background_stall_seconds=min(stalls),
+            background_stall_to_save=min(stalls) / min(saves),
+            background_stall_to_save_spread=_spread(stalls, saves),
+            background_slows_to_save=min(slowed) / min(saves),
+            background_slows_to_save_spread=_spread(slowed, saves),
+            background_to_save=min(self.totals[1:]) / min(saves),
+            load_seconds=load_seconds,
+            load_memory_to_size=load_memory / size,
+        )
+
+
+def _save_beside_steps(
+    engine: Engine, checkpoints: Checkpoints, step: int, step_seconds: float
+) -> tuple[float, float, float]:
+    """Seconds for which training stood still, until the checkpoint was on disk, and that the steps meanwhile took longer."""
+    began, num_steps = time.perf_counter(), 0
+    checkpoints.save(TrainState(step), ABOUT)
+    while not checkpoints.is_written:
+        _compute_gradients(engine)
+        checkpoints.wait_for_copy()
+        num_steps += 1
+    checkpoints.settle()
+    ended = time.perf_counter()
+    checkpoints.wait_for_erasure()
+    seconds = checkpoints.new_seconds()
+    slowed = max(0.0, ended - began - num_steps * step_seconds)
+    return seconds["save_stall_seconds"], seconds["save_seconds"], slowed
+
+
+def _compute_gradients(engine: Engine) -> None:
+    """All of a step but its update: the weights stand still."""
+    loss = engine.model(torch.ones(ROWS, WIDTH, device=engine.device)).square().mean()
+    engine.backward(loss)
+    engine.discard_gradients()
 
 
 def _spread(over: list[float], under: list[float]) -> float:
@@ -153,14 +208,14 @@ def _prepare(engine: Engine, num_layers: int) -> GroupPlan:
     return GroupPlan([ParamGroup("all", "all", 0, 1, names, 0, 0.0, 0.0, None, 0)], [])
 
 
-def _raw_write(path: Path, num_bytes: int) -> float:
-    """Seconds for a new file of so many bytes, written in order and synced."""
+def _raw_write(source: Path, path: Path) -> float:
+    """Seconds for a new file of the same bytes as `source`, written in order from memory and synced."""
+    content = memoryview(source.read_bytes())
     path.unlink(missing_ok=True)
-    chunk = torch.empty(CHUNK, dtype=torch.uint8).random_().numpy().data
     start = time.perf_counter()
     with path.open("wb") as file:
-        for place in range(0, num_bytes, CHUNK):
-            file.write(chunk[: min(CHUNK, num_bytes - place)])
+        for place in range(0, len(content), CHUNK):
+            file.write(content[place : place + CHUNK])
         file.flush()
         os.fsync(file.fileno())
     seconds = time.perf_counter() - start

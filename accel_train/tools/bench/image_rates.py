@@ -21,7 +21,7 @@ from accel_train.config.inputs import CropAndFlip, ImageInput
 from accel_train.data.arrow_split import IN_PLACE_SCHEMAS, SCHEMAS, ArrowRows, Rows
 from accel_train.data.arrow_writer import TableWriter, content_key
 from accel_train.data.augmented_image import image_of_row
-from accel_train.data.in_place import ImagesInPlace, TsvImages
+from accel_train.data.in_place import ImagesInPlace, LmdbImages, TsvImages
 from accel_train.data.padding import Padding, join
 from accel_train.data.transforms import Decoding, open_image, random_box
 
@@ -63,6 +63,7 @@ def as_torchvision(encoded: bytes, size: int, generator: random.Random) -> Tenso
 
 def arrow_images(folder: Path, encoded: list[bytes]) -> Rows:
     """The images as `accel-train import` stores them."""
+    folder.mkdir(parents=True, exist_ok=True)
     table = TableWriter(folder / "images.arrow", SCHEMAS["images"])
     for row, image in enumerate(encoded):
         table.append(str(row), image, content_key(image))
@@ -72,6 +73,7 @@ def arrow_images(folder: Path, encoded: list[bytes]) -> Rows:
 
 def tsv_images(folder: Path, encoded: list[bytes]) -> Rows:
     """The images in a TSV file of Chinese-CLIP, with the index of a source that is read in place."""
+    folder.mkdir(parents=True, exist_ok=True)
     table, place = TableWriter(folder / "index.arrow", IN_PLACE_SCHEMAS["images"]), 0
     with (folder / "train_imgs.tsv").open("wb") as file:
         for row, image in enumerate(encoded):
@@ -83,6 +85,21 @@ def tsv_images(folder: Path, encoded: list[bytes]) -> Rows:
     return ImagesInPlace(
         ArrowRows(folder / "index.arrow", IN_PLACE_SCHEMAS["images"]), TsvImages(folder / "train_imgs.tsv")
     )
+
+
+def lmdb_images(folder: Path, encoded: list[bytes]) -> Rows:
+    """The images in an LMDB of Chinese-CLIP, with the index of a source that is read in place."""
+    import lmdb  # an extra of this package
+
+    folder.mkdir(parents=True, exist_ok=True)
+    table = TableWriter(folder / "index.arrow", IN_PLACE_SCHEMAS["images"])
+    with lmdb.open(str(folder / "imgs"), map_size=2**30) as source, source.begin(write=True) as transaction:
+        for row, image in enumerate(encoded):
+            text = base64.b64encode(image)
+            transaction.put(b"%d" % row, text)
+            table.append(str(row), 0, len(text), content_key(image))
+    table.close()
+    return ImagesInPlace(ArrowRows(folder / "index.arrow", IN_PLACE_SCHEMAS["images"]), LmdbImages(folder / "imgs"))
 
 
 def batch_of_ours(images: Rows, size: int, decoding: Decoding) -> Tensor:

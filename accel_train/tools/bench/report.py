@@ -78,7 +78,8 @@ def show_checkpoint(costs: CheckpointCosts, console: Console) -> None:
         "save": f"{costs.save_seconds:.3g} s, {costs.save_to_raw_write:.2f} ± {costs.save_to_raw_write_spread:.2g} x the "
         "raw write",
         "save in the background": f"training stands still for {costs.background_stall_seconds:.3g} s, "
-        f"{costs.background_stall_to_save:.1%} of a save; on disk after {costs.background_to_save:.2f} x a save's time",
+        f"{costs.background_stall_to_save:.1%} of a save, and {costs.background_slows_to_save:.1%} are lost with what steps "
+        f"take longer meanwhile; on disk after {costs.background_to_save:.2f} x a save's time",
         "load": f"{costs.load_seconds:.3g} s; memory beside the model's: {costs.load_memory_to_size:.1%} of the checkpoint",
     }
     _show(rows, console)

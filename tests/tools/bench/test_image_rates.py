@@ -10,6 +10,7 @@ from accel_train.tools.bench.image_rates import (
     batch_of_ours,
     batch_of_torchvision,
     cpu_seconds_in_turns,
+    lmdb_images,
     photographs,
     tsv_images,
 )
@@ -29,7 +30,8 @@ def test_every_way_gives_a_batch(tmp_path: Path) -> None:
     exact, fast = (batch_of_ours(stored, 32, decoding) for decoding in ("exact", "fast"))  # type: ignore[arg-type]
     assert exact.shape == fast.shape == (BATCH, 3, 32, 32) and exact.dtype == torch.uint8
     assert (exact.int() - fast.int()).abs().float().mean() < 2
-    assert torch.equal(batch_of_ours(tsv_images(tmp_path, encoded), 32, "fast"), fast)
+    for in_place in (tsv_images(tmp_path / "tsv", encoded), lmdb_images(tmp_path / "lmdb", encoded)):
+        assert torch.equal(batch_of_ours(in_place, 32, "fast"), fast)
     other = batch_of_torchvision(encoded, 32)
     assert other.shape == fast.shape and other.dtype == torch.float32
 
