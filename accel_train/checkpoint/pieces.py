@@ -1,10 +1,8 @@
-"""One rank's file of a checkpoint, in the safetensors format: written in one pass, hashed meanwhile."""
+"""One rank's file of a checkpoint, in the safetensors format: written, hashed and sent to disk in one pass."""
 
 import errno
-import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from pathlib import Path
 from threading import Event
 
 import torch
+import xxhash
 from torch import Tensor
 
 from accel_train.checkpoint.files import BUFFER, WEIGHT, FileRecord, Index
@@ -19,9 +18,7 @@ from accel_train.engine.shards import Shard
 from accel_train.whereabouts import Whereabouts
 
 CHUNK = 8 * 2**20
-"""Bytes that are written and hashed at a time, each on a core of its own."""
-MAX_UNHASHED = 64
-"""By so many chunks hashing may stay behind, where a disk is faster: what came from a GPU lies in memory until then."""
+"""Bytes that are written at a time."""
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -73,27 +70,35 @@ def write_pieces(
 ) -> FileRecord:
     """Writes one rank's file and syncs it to disk. Raises OSError, for example on a full disk."""
     path = folder / pieces.file_name
-    digest = hashlib.sha256()
-    unhashed: deque[Future[None]] = deque()
+    digest = xxhash.xxh3_128()
     size = 0
+    syncing: Future[None] | None = None
     try:
-        with path.open("wb") as file, ThreadPoolExecutor(1) as other_core:
+        with path.open("wb") as file, ThreadPoolExecutor(1) as disk:
             for chunk in _chunks(pieces):
                 if given_up is not None and given_up.is_set():
                     raise GivenUp(errno.ECANCELED, "given up")
-                unhashed.append(other_core.submit(digest.update, chunk))
                 file.write(chunk)
-                if len(unhashed) > MAX_UNHASHED:
-                    unhashed.popleft().result()
+                digest.update(chunk)
                 size += len(chunk)
+                if syncing is None or syncing.done():  # the disk works while the next chunks are on their way
+                    _raise_failure_of(syncing)
+                    syncing = disk.submit(os.fdatasync, file.fileno())
                 if here is not None:
                     here.move()
+            _raise_failure_of(syncing)
             file.flush()
-            os.fsync(file.fileno())  # the hash of the last chunks is made meanwhile
+            os.fsync(file.fileno())
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
     return FileRecord(path.name, size, digest.hexdigest())
+
+
+def _raise_failure_of(syncing: Future[None] | None) -> None:
+    """The system says once that it could not write: another sync of the same file would succeed."""
+    if syncing is not None:
+        syncing.result()
 
 
 def _chunks(pieces: Pieces) -> Iterator[bytes | memoryview]:

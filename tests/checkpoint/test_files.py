@@ -186,7 +186,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, damage: Callable[[Pa
     expected = {
         truncate: "bytes instead of",
         empty: "has 0 bytes instead of",
-        flip_a_bit: "SHA-256 differs",
+        flip_a_bit: "XXH3 differs",
         remove: "is missing",
         put_a_folder_in_its_place: "is missing",
     }

@@ -106,7 +106,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(begun: Any, damage
 def test_if_all_are_damaged_nothing_is_started(begun: Any) -> None:
     for folder in begun.checkpoints.glob("step_*"):
         state = json.loads((folder / "state.json").read_text())
-        state["files"][1]["sha256"] = "0" * 64
+        state["files"][1]["xxh3"] = "0" * 32
         (folder / "state.json").write_text(json.dumps(state))
     before = metrics_and_checkpoints(begun)
     output = begun.fail(code=BAD_CONFIGURATION, ranks=2)
