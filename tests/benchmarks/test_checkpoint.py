@@ -8,6 +8,6 @@ from accel_train.tools.bench.figures import Figure
 
 
 def test_checkpoint(record: Callable[[Figure], None], tmp_path: Path) -> None:
-    costs = bench_checkpoint(tmp_path, mebibytes=256, rounds=5)
+    costs = bench_checkpoint(tmp_path, mebibytes=256, rounds=10)
     for figure in costs.figures():
         record(figure)

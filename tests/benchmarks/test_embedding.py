@@ -19,7 +19,7 @@ from accel_train.tools.embed import Inputs, compute, replies_for
 from accel_train.tools.feature_blocks import Parts, cut_into_blocks
 from tests.benchmarks.test_loop import VIT
 
-NUM, BATCH = 2048, 64
+NUM, BATCH = 512, 32
 
 
 class Repeated:
@@ -62,7 +62,7 @@ def test_embedding(record: Callable[[Figure], None], tmp_path: Path) -> None:
             torch.cat([engine.model(batch)["image_features"] for batch in kept])
 
         engine.bare_model().eval()
-        seconds = in_turns({"embed": embedded, "bare": bare}, rounds=5)
+        seconds = in_turns({"embed": embedded, "bare": bare}, rounds=4)
     finally:
         engine.close()
     how = (
