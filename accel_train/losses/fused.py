@@ -66,6 +66,7 @@ class FusedInfoNCE(torch.autograd.Function):
         ctx: Any, image: Tensor, text: Tensor, scale: Tensor, keys: Keys, smoothing: float, anchors: tuple[int, int]
     ) -> Tensor:
         total, mine = len(image), slice(*anchors)
+        keys = keys and (keys[0].contiguous(), keys[1].contiguous())
         parts = _in_tf32(image), _in_tf32(text)
         sides = ((image, text), parts), ((text, image), parts[::-1])
         losses, log_totals, share = [], image.new_empty(2, total), image.new_empty(total)
@@ -167,12 +168,13 @@ def _add_product(into: Tensor, one: Tensor, other: Tensor) -> None:
 @contextmanager
 def _tf32() -> Iterator[None]:
     """Lets products of fp32 tensors run in TF32, which is exact on what `_in_tf32` has split."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    # allow_tf32, the older name, can't be read where someone has set this one.
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def _pieces(length: int, piece: int) -> int:

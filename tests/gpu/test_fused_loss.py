@@ -72,12 +72,6 @@ def test_results_repeat_to_the_bit() -> None:
     assert all(map(torch.equal, once, again))
 
 
-def test_the_setting_of_tf32_stays() -> None:
-    before = torch.backends.cuda.matmul.allow_tf32
-    with_gradients(features(50.0, 2.0))
-    assert torch.backends.cuda.matmul.allow_tf32 == before
-
-
 @pytest.mark.benchmark
 @pytest.mark.parametrize("num_ranks", [1, 8])
 @pytest.mark.parametrize("rows", [16_384, 32_768])

@@ -114,6 +114,13 @@ def test_the_kernels_compile_for_their_devices(
     assert len(compiled.asm["cubin"]) > 0
 
 
+def test_others_products_stay_in_the_precision_that_was_set() -> None:
+    settings, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    with fused._tf32():
+        assert settings.fp32_precision == "tf32"
+    assert (settings.fp32_precision, settings.allow_tf32) == (before, False)
+
+
 @pytest.fixture
 def pretend_h100(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """A device that the kernels are for, as far as questions about it go."""
