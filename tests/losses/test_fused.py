@@ -114,6 +114,19 @@ def test_the_kernels_compile_for_their_devices(
     assert len(compiled.asm["cubin"]) > 0
 
 
+@pytest.mark.parametrize("noise", [3.0, 1.0, 0.3])
+def test_three_products_in_tf32_leave_out_less_than_one_in_fp32_rounds_away(noise: float) -> None:
+    """As tensor cores take them: what lies behind the 10 bits of TF32 is cut off the rest, too. Sums are in float64."""
+    image, text, _ = (tensor.detach() for tensor in Case(rows=256, width=512, noise=noise).features())
+    exact = image.double() @ text.double().T
+    (one, one_rest), (other, other_rest) = fused._in_tf32(image), fused._in_tf32(text)
+    one_rest, other_rest = ((rest.view(torch.int32) & -0x2000).view(torch.float32) for rest in (one_rest, other_rest))
+    parts = ((one_rest, other), (one, other_rest), (one, other))
+    three = torch.stack([left.double() @ right.double().T for left, right in parts]).sum(0)
+    assert (three - exact).norm() < 0.5 * (image @ text.T - exact).norm()
+    assert (one.double() @ other.double().T - exact).norm() > 100 * (three - exact).norm()
+
+
 def test_others_products_stay_in_the_precision_that_was_set() -> None:
     settings, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
     with fused._tf32():
