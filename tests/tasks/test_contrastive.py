@@ -47,6 +47,16 @@ def test_losses_follow_the_configuration(name, make_config) -> None:
     torch.testing.assert_close(sum(shares), expected)
 
 
+def test_the_log_says_on_cuda_how_info_nce_runs(make_config) -> None:
+    cuda = torch.device("cuda")
+    (line,) = ContrastiveTask(make_config()).prepare_training(cuda)
+    assert line == "InfoNCE runs by chunks of 256 rows: the fused kernel is for global batches of 16,384 and more"
+    (line,) = ContrastiveTask(make_config(loss={"chunk_size": 7})).prepare_training(cuda)
+    assert line == "InfoNCE runs by chunks of 7 rows: loss.chunk_size asks for it"
+    assert ContrastiveTask(make_config(loss={"name": "sigmoid"})).prepare_training(cuda) == []
+    assert ContrastiveTask(make_config()).prepare_training(torch.device("cpu")) == []
+
+
 def test_the_loss_reads_only_the_columns_it_names(make_config) -> None:
     task = ContrastiveTask(make_config())
     batch = stacked(task.build_dataset("train"))

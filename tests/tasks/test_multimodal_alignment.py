@@ -86,6 +86,12 @@ def test_the_loss_is_the_mean_of_three_pairs(path: str, positives: str) -> None:
         torch.testing.assert_close(halves[0][name] + halves[1][name], value)
 
 
+def test_the_log_says_on_cuda_how_info_nce_runs(task: MultimodalAlignmentTask) -> None:
+    (line,) = task.prepare_training(torch.device("cuda"))
+    assert line.startswith("InfoNCE runs by chunks of 256 rows: ")
+    assert task.prepare_training(torch.device("cpu")) == []
+
+
 def test_scores(path: str, task: MultimodalAlignmentTask) -> None:
     """Features that are the same for what belongs together retrieve it all; images turned around find the wrong ones."""
     split = open_spoken_split(path, "valid")
