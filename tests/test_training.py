@@ -47,6 +47,26 @@ def test_the_best_step_is_kept_though_no_save_is_due(tmp_path: Path) -> None:
     assert f"best text_to_image_mean_recall {scores[best]:.4f} at step {best}" in done.stdout
 
 
+def test_sorting_by_length_changes_no_loss_but_the_padding(tmp_path: Path) -> None:
+    config = ROOT / "configs" / "small" / "dual_encoder_one_lr.yaml"
+    towers = (f"model.text.config.{name}_dropout_prob=0.0" for name in ("hidden", "attention_probs"))
+    settings = [
+        *SHORT,
+        *NO_EVALUATION,
+        *towers,
+        "max_steps=4",
+        "log.log_every=1 step",
+        "evaluation.early_stopping=null",
+    ]
+    losses = {}
+    for name in ("false", "true"):
+        done = train(config, tmp_path / name, *settings, f"data.sort_by_length={name}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        losses[name] = [row["loss"] for row in metrics(tmp_path / name, "train")]
+    assert losses["true"] == pytest.approx(losses["false"], abs=1e-4)
+    assert losses["true"] != losses["false"], "another order sums with another rounding"
+
+
 def test_going_on_in_fp16_starts_with_a_loss_scale(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     settings = ["log.log_every=1 step", *NO_EVALUATION]

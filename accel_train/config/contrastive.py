@@ -84,6 +84,9 @@ class PairData(DataSection, ImageInput, TextInput, PaddedText):
     """Images with captions."""
 
     augmentation: Augmentation = Augmentation()
+    sort_by_length: bool = False
+    """Captions of like length share a micro-batch: less padding. Each global batch holds the same samples, so its loss is
+    the same."""
 
 
 class LossSection(Section):

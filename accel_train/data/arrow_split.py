@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -73,6 +74,11 @@ class ArrowRows:
     def column(self, name: str) -> np.ndarray:
         """A whole integer column."""
         return self._opened()[name].to_numpy()
+
+    def num_bytes(self, name: str) -> np.ndarray:
+        """Length of each text of a column in UTF-8, int32."""
+        lengths: np.ndarray = pc.binary_length(self._opened()[name]).to_numpy().astype(np.int32)
+        return lengths
 
     def check(self) -> None:
         """Looks at every offset and text of the file once. Raises UserError: a damaged file can have memory read that is

@@ -11,6 +11,7 @@ from accel_train.config.contrastive import ContrastiveConfig
 from accel_train.config.schema import RunConfig
 from accel_train.data.dataset import Dataset
 from accel_train.data.duplicates import chance_of_a_duplicate
+from accel_train.data.order import Buckets
 from accel_train.data.pairs import ImageDataset, PairDataset, TextDataset, caption_tokenizer, tokenizer_path
 from accel_train.data.splits import open_split
 from accel_train.data.tokenizer_files import export_tokenizer
@@ -87,6 +88,17 @@ class ContrastiveTask(Task):
 
     def build_dataset(self, split: str) -> Dataset:
         return PairDataset(self.config.data, split, seed=self.config.seed, whole_length=reads_padding(self.config))
+
+    def buckets(self, dataset: Dataset) -> Buckets | None:
+        if not self.config.data.sort_by_length:
+            return None
+        if reads_padding(self.config):
+            raise UserError(
+                "data.sort_by_length: true would be ignored: a SigLIP, as model or as a teacher of captions, pads every "
+                f"caption to data.max_text_length ({self.config.data.max_text_length}). Set it to false."
+            )
+        assert isinstance(dataset, PairDataset)
+        return Buckets(dataset.caption_bytes(), window=1)
 
     def num_samples(self, split: str) -> int:
         return open_split(self.config.data.path, split).num_pairs

@@ -351,5 +351,6 @@ def sentence_transformers(source: Path, vocabulary: Path, folder: Path, steps: i
         accumulate,
         {"type": "clip", "size": "vit_b_16", "config": clip_sizes()},
         tokenizer=str(vocabulary),
+        sort_by_length=True,
     )
     return Workload(name, ours, Command("run_sentence_transformers.py", [str(path)]), GLOBAL_BATCH)

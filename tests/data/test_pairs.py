@@ -42,6 +42,13 @@ def test_captions_are_as_long_as_they_are(dataset_folder: Path, data_section: Ma
     assert torch.equal(batch["attention_mask"].sum(1), torch.tensor(lengths))
 
 
+def test_bytes_of_captions(dataset_folder: Path, data_section: MakeSection) -> None:
+    dataset = PairDataset(data_section(dataset_folder), "train", seed=0)
+    texts, rows = dataset.split.texts, dataset.split.pairs.column("text_row")
+    assert dataset.caption_bytes().tolist() == [len(texts.value("text", int(row)).encode()) for row in rows]
+    assert dataset.caption_bytes().dtype == "int32" and len(set(dataset.caption_bytes().tolist())) > 3
+
+
 def test_shared_images_and_captions_share_keys(dataset_folder: Path, data_section: MakeSection) -> None:
     dataset = PairDataset(data_section(dataset_folder), "train", seed=0)
     rows = [dataset.read(index, None) for index in range(9)]

@@ -133,6 +133,18 @@ def test_train_metrics(make_config) -> None:
     assert ContrastiveTask(make_config()).train_metrics(outputs)["in_batch_accuracy/image_to_text"] == 1
 
 
+def test_pairs_are_sorted_by_their_captions_where_that_saves_padding(make_config) -> None:
+    task = ContrastiveTask(make_config(sort_by_length=True))
+    dataset = task.build_dataset("train")
+    buckets = task.buckets(dataset)
+    assert buckets is not None and buckets.window == 1, "each global batch keeps its samples"
+    assert buckets.lengths.tolist() == dataset.caption_bytes().tolist()  # type: ignore[attr-defined]
+    assert ContrastiveTask(make_config()).buckets(dataset) is None
+    siglip = ContrastiveTask(make_config(model={"type": "siglip", "size": "tiny"}, sort_by_length=True))
+    with pytest.raises(UserError, match=r"data\.sort_by_length: true would be ignored: a SigLIP"):
+        siglip.buckets(dataset)
+
+
 def test_a_tokenizer_larger_than_the_embeddings_is_refused(make_config) -> None:
     section = {"type": "chinese_clip", "size": "tiny", "config": {"text_config": {"vocab_size": 10}}}
     with pytest.raises(UserError, match=r"data.tokenizer has \d+ tokens, but the text tower embeds 10"):
