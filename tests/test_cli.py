@@ -92,7 +92,10 @@ def test_each_help_has_an_example_of_its_command(name: str, capsys: pytest.Captu
             ["xyzzy"],
             f"no command is called 'xyzzy'. The commands: {', '.join(cli.COMMANDS)}.",
         ),
-        (["plan"], "the following arguments are required: CONFIG\n"),
+        (
+            ["plan"],
+            "plan: the following arguments are required: CONFIG. `accel-train plan --help` explains the arguments.\n",
+        ),
         (["plan", QUICKSTART, "--jsn"], "unrecognized arguments: --jsn"),
         (["plan", QUICKSTART, "--ranks", "0"], "argument --ranks: found '0'; it must be a whole number above 0"),
         (["export", "run", "out", "--checkpoint", "worst"], "found 'worst'; it must be best, latest, or a step"),
@@ -104,6 +107,7 @@ def test_wrong_arguments(argv: list[str], message: str, capsys: pytest.CaptureFi
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.startswith("accel-train: ")
+    assert captured.err.count("\n") == 1
     assert captured.out == ""
 
 

@@ -19,7 +19,9 @@ CHECKPOINT_HELP = "best, latest, or the step of a checkpoint (default: best)"
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}\n{self.format_usage()}`{self.prog} --help` explains the arguments.")
+        raise UserError(
+            f"{self.prog.removeprefix('accel-train ')}: {message}. `{self.prog} --help` explains the arguments."
+        )
 
 
 def make_parser(command: Callable[[list[str]], None], example: str, *, name: str | None = None) -> Parser:

@@ -12,7 +12,7 @@ from typing import Any
 from accel_train.config.schema import RunConfig
 from accel_train.optim.optimizers import state_names
 from accel_train.optim.param_groups import GroupPlan
-from accel_train.tools.dry_run.spread import FLOAT_BYTES
+from accel_train.tools.dry_run.reduction import FLOAT_BYTES
 from accel_train.tools.dry_run.step import DryStep
 
 BASES = {

@@ -6,10 +6,13 @@ from torch import Tensor, nn
 
 from accel_train.engine.buffers import REDUCE_BUCKET, ZERO3_LIVE
 from accel_train.models.blocks import repeated_blocks
-from accel_train.tools.dry_run.spread import FLOAT_BYTES, Spread, num_bytes
+from accel_train.tools.dry_run.reduction import FLOAT_BYTES, ReduceBucket, backend_copies
+from accel_train.tools.dry_run.spread import Spread, num_bytes
 
 PERSISTENT = 100_000
 """DeepSpeed's `stage3_param_persistence_threshold`: smaller parameters stay whole on every rank."""
+UNDER_WAY = 2
+"""Reductions of ZeRO-3 whose copies are there at once: DeepSpeed waits for the one before them."""
 
 
 class ByBlocks(Spread):
@@ -84,7 +87,9 @@ class FullySharded(ByBlocks):
     def gather(self, unit: int) -> None:
         """The unit's weights, and the buffer that they arrived in, which lives until the next unit has arrived."""
         self.gathered = unit
-        self.counted.hold("gathered weights", 2 * num_bytes(self.units[unit]))
+        size = num_bytes(self.units[unit])
+        self.counted.hold("gathered weights", (2 + backend_copies()) * size)
+        self.counted.hold("gathered weights", -backend_copies() * size)
 
     def reshard(self) -> None:
         if self.gathered is not None:
@@ -110,7 +115,8 @@ class FullySharded(ByBlocks):
     def _reduce(self, unit: int) -> None:
         own = [parameter for parameter in self.units[unit] if parameter.grad is not None]
         size = num_bytes(own)
-        self.counted.hold("reduction buffers", size - self.reducing)
+        self.counted.hold("reduction buffers", size * (1 + backend_copies()))
+        self.counted.hold("reduction buffers", -size * backend_copies() - self.reducing)
         self.reducing = size
         for parameter in own:
             parameter.grad = None
@@ -137,8 +143,11 @@ class ZeroThree(ByBlocks):
             counted.hold("optimizer state", self.num_states * own)
             counted.hold("gradients", own)
         counted.hold("reduction buffers", FLOAT_BYTES * REDUCE_BUCKET)
-        large = [parameter for parameter in self.all if parameter.numel() > PERSISTENT]
-        counted.hold("gathered weights", min(num_bytes(large), FLOAT_BYTES * ZERO3_LIVE))
+        large = [num_bytes([parameter]) for parameter in self.all if parameter.numel() > PERSISTENT]
+        # The limit is for what stays gathered; what a module needs comes on top of it.
+        counted.hold("gathered weights", min(sum(large), FLOAT_BYTES * ZERO3_LIVE + max(large, default=0)))
+        # The gradients are joined by rank before they are sent.
+        self.bucket = ReduceBucket(counted, REDUCE_BUCKET, copies=1 + backend_copies(), under_way=UNDER_WAY)
 
     def gather(self, unit: int) -> None:
         self.gathered = unit
@@ -147,4 +156,12 @@ class ZeroThree(ByBlocks):
         self.gathered = None
 
     def gradient_is_there(self, parameter: Tensor) -> None:
-        parameter.grad = None
+        self.bucket.add(parameter)
+
+    def after_backward(self, *, last: bool) -> None:
+        super().after_backward(last=last)
+        self.bucket.flush()
+
+    def temporaries(self) -> int:
+        """A flat copy of a group's gradients, beside what the update makes."""
+        return super().temporaries() + self.share(max(num_bytes(group) for group in self.groups))

@@ -13,8 +13,7 @@ from accel_train.engine.buffers import REDUCE_BUCKET
 from accel_train.optim.optimizers import state_names
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.tools.dry_run.counting import Counting
-
-FLOAT_BYTES = 4
+from accel_train.tools.dry_run.reduction import FLOAT_BYTES, ReduceBucket
 
 
 def num_bytes(parameters: Sequence[nn.Parameter]) -> int:
@@ -111,6 +110,7 @@ class ZeroOneOrTwo(Spread):
         if not self.offload:
             self.counted.hold("weights, DeepSpeed's copy", own)
             self.counted.hold("optimizer state", self.num_states * own)
+        self.bucket = ReduceBucket(self.counted, REDUCE_BUCKET, copies=1, under_way=0)
 
     def before_backward(self, *, last: bool) -> None:
         super().before_backward(last=last)
@@ -131,7 +131,7 @@ class ZeroOneOrTwo(Spread):
 
     def gradient_is_there(self, parameter: Tensor) -> None:
         if self.stage == 2:
-            parameter.grad = None
+            self.bucket.add(parameter)
         else:
             super().gradient_is_there(parameter)
 
@@ -140,6 +140,7 @@ class ZeroOneOrTwo(Spread):
             for parameter in self.trained:
                 parameter.grad = None
             self.counted.hold("gradients", self.share(num_bytes(self.trained)))
+        self.bucket.flush()
         self.counted.hold("reduction buffers", -FLOAT_BYTES * REDUCE_BUCKET)
 
     def temporaries(self) -> int:

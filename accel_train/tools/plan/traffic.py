@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from accel_train.engine.buffers import REDUCE_BUCKET
-from accel_train.tools.dry_run.spread import FLOAT_BYTES
+from accel_train.tools.dry_run.reduction import FLOAT_BYTES
 from accel_train.tools.dry_run.step import DryStep
 
 DDP_BUCKET = 25 * 2**20
