@@ -4,6 +4,7 @@ tests/distributed starts several processes, tests/gpu needs a CUDA device, tests
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,11 @@ TESTS = Path(__file__).parent
 FIGURES_FILE = os.environ.get("BENCH_FIGURES")
 """Where figures go. Without it every benchmark is skipped: on a busy machine their figures mean nothing."""
 _figures: dict[str, "Figure"] = {}
+
+
+def pytest_configure() -> None:
+    """A shell's job in the background ignores Ctrl-C, and so would the tests of it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

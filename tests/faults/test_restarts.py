@@ -16,8 +16,12 @@ from tests.faults.conftest import free_port
 
 
 def start_agent(run: Any, name: str, port: int) -> subprocess.Popen[bytes]:
-    """torchrun as one of one or two hosts, with a rank of its own."""
-    quick = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3"
+    """torchrun as one of one or two hosts, with a rank of its own.
+
+    A host that joins while another has begun alone makes it begin again, and torchrun's two rounds may then wait for each
+    other until both fail; the last call is long enough for the second host to come in time.
+    """
+    quick = "last_call_timeout=8,keep_alive_interval=1,keep_alive_max_attempt=3"
     command = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "elastic", "--local-addr", "127.0.0.1"]
     train = ["-m", "accel_train", "train", "config.yaml", *run.overrides, "--inject", "kill:rank=0@5,slow:rank=0:0.5s"]
