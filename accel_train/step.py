@@ -134,9 +134,10 @@ def _encode(
     first_kept = max(0, num - task.config.compute.kept_graphs)
     light = frozenset[str]()
     pieces: list[Batch] = []
+    has_frozen = not all(parameter.requires_grad for parameter in engine.model.parameters())
     for j, batch in enumerate(micro_batches):
         engine.set_sync(last=first_kept == 0 and j == num - 1)
-        looks = j == 0 and first_kept > 0 and engine.can_keep_graphs
+        looks = j == 0 and first_kept > 0 and has_frozen and engine.can_keep_graphs
         with draw(j), torch.set_grad_enabled(j >= first_kept or looks or bool(light)):
             outputs = engine.model(batch)
         if looks:

@@ -171,9 +171,10 @@ class _Run:
         num = len(self.batches)
         pieces: list[Batch] = []
         before, light = 0, frozenset[str]()
+        has_frozen = not all(parameter.requires_grad for parameter in self.model.parameters())
         for turn, batch in enumerate(self.batches):
             before, is_last = self.counted.now["activations"], turn == num - 1
-            keeps_graphs = self.split.engine not in ONE_GRAPH_ENGINES
+            keeps_graphs = has_frozen and self.split.engine not in ONE_GRAPH_ENGINES
             with torch.set_grad_enabled(is_last or keeps_graphs):
                 outputs = self.forward(batch, "forward" if is_last else "forward, for features")
             if not is_last and keeps_graphs:
