@@ -97,12 +97,18 @@ def _known_trackers(names: list[str]) -> list[str]:
     return names
 
 
-def _set_threads(config: RunConfig, launch: Launch) -> None:
+def threads_per_rank(config: RunConfig, local_ranks: int) -> int | None:
+    """Of torch on a CPU host that so many ranks share. None: as the environment says, or torch by itself."""
     if config.compute.num_threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(config.compute.num_threads)
-        torch.set_num_threads(config.compute.num_threads)
-    elif launch.world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", launch.world_size))
-        threads = max(1, (os.cpu_count() or 1) // local)
+        return config.compute.num_threads
+    if local_ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
+        return max(1, (os.cpu_count() or 1) // local_ranks)
+    return None
+
+
+def _set_threads(config: RunConfig, launch: Launch) -> None:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", launch.world_size)) if launch.world_size > 1 else 1
+    threads = threads_per_rank(config, local)
+    if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)

@@ -24,7 +24,7 @@ def calibrate(config: RunConfig, *, as_json: bool = False) -> Calibration:
     """Measures with the threads of `config` and as launched, adds it to what is known of this machine, and prints it."""
     engine = build_engine(config, for_evaluation=True)
     try:
-        key = rates_key(engine.device.type)
+        key = rates_key(engine.device.type, engine.world_size)
         rates = measure_rates(engine.device)
         collectives = measure_collectives(engine) if engine.world_size > 1 else {}
         engine.exchange([0])

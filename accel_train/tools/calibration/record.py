@@ -39,7 +39,7 @@ class Calibration:
 
     machine: dict[str, str]
     rates: dict[str, Rates] = field(default_factory=dict)
-    """By `cuda`, or `cpu/THREADS`."""
+    """By `cuda`, or `cpu/THREADS`, with `xRANKS` where several computed at once."""
     collectives: dict[str, dict[str, Curve]] = field(default_factory=dict)
     """By number of ranks, then by kind: seconds by bytes that each rank puts in or gets out."""
 
@@ -63,8 +63,11 @@ def this_machine() -> dict[str, str]:
     }
 
 
-def rates_key(device_type: str) -> str:
-    return "cuda" if device_type == "cuda" else f"cpu/{torch.get_num_threads()}"
+def rates_key(device_type: str, ranks: int, threads: int | None = None) -> str:
+    """On a CPU host ranks share cores and memory, so each computes more slowly than one alone."""
+    if device_type == "cuda":
+        return "cuda"
+    return f"cpu/{threads or torch.get_num_threads()}{f'x{ranks}' if ranks > 1 else ''}"
 
 
 def read_calibration() -> Calibration:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from accel_train.config.schema import RunConfig
+from accel_train.engine.build import threads_per_rank
 from accel_train.engine.launch import read_launch
 from accel_train.errors import UserError
 from accel_train.tools.calibration.record import HOW, Rates, rates_key, read_calibration
@@ -63,7 +64,9 @@ def _step_time(run_plan: RunPlan) -> StepTime | str:
     on_gpu = torch.cuda.is_available()
     try:
         calibration = read_calibration()
-        rates = calibration.rates.get(key := rates_key("cuda" if on_gpu else "cpu"))
+        ranks = run_plan.split.world_size
+        key = rates_key("cuda" if on_gpu else "cpu", ranks, threads_per_rank(config, ranks))
+        rates = calibration.rates.get(key)
         if rates is None:
             found = ", ".join(calibration.rates)
             return f"this host was measured as {found}, and not as {key}. {HOW}."
@@ -80,7 +83,7 @@ def _scaling(run_plan: RunPlan, question: ScaleQuestion) -> Scaling:
     if question.flops_per_second is not None and question.bytes_per_second is not None:
         rates = given_rates(question.flops_per_second, question.bytes_per_second)
     else:
-        key = rates_key("cuda" if torch.cuda.is_available() else "cpu")
+        key = rates_key("cuda" if torch.cuda.is_available() else "cpu", ranks=1)
         rates = read_calibration().rates.get(key)
         if rates is None:
             raise UserError(

@@ -90,7 +90,7 @@ def test_printed_and_as_json(
     plan(config)
     assert "Not estimated" in (shown := capsys.readouterr().out) and "--calibrate" in " ".join(shown.split())
     rates = replace(given_rates(1e10, 1e10), seconds_per_operation=1e-6)
-    write_calibration(Calibration(this_machine(), {rates_key("cpu"): rates}))
+    write_calibration(Calibration(this_machine(), {rates_key("cpu", ranks=1): rates}))
     plan(config)
     shown = capsys.readouterr().out
     for part in ("Time of a step", "backward", "waiting for data", "an epoch", "samples/s"):
@@ -98,3 +98,20 @@ def test_printed_and_as_json(
     plan(config, as_json=True)
     found = json.loads(capsys.readouterr().out)["step_time"]
     assert found["seconds"] == pytest.approx(sum(found["parts"].values()))
+
+
+def test_ranks_that_share_a_host_have_rates_of_their_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    alone, together = (replace(given_rates(speed, speed), seconds_per_operation=1e-6) for speed in (1e10, 5e9))
+    found = {rates_key("cpu", 1, 3): alone, rates_key("cpu", 2, 3): together}
+    write_calibration(
+        Calibration(this_machine(), found, {"2": {"all_reduce": [(1.0, 1e-9)], "all_gather": [(1.0, 1e-9)]}})
+    )
+    forward = []
+    for ranks in (1, 2):
+        batch = ["data.micro_batch_size=16", f"data.global_batch_size={16 * ranks}"]
+        plan(load_config(SMALL, ["compute.num_threads=3", *batch]), as_json=True, world_size=ranks)
+        forward.append(json.loads(capsys.readouterr().out)["step_time"]["parts"]["forward"])
+    assert 1.5 * forward[0] < forward[1] < 2.01 * forward[0]  # as many samples on each, at half the speed
