@@ -12,7 +12,7 @@ def recall_at(
     matches: Tensor,
     *,
     ks: Sequence[int] = (1, 5, 10),
-    chunk_size: int = 2048,
+    chunk_size: int = 512,
 ) -> dict[int, float]:
     """Share of queries, 0 to 1, with at least one of their matches among the k most similar targets.
 
@@ -27,7 +27,7 @@ def recall_both_ways(
     matches: Tensor,
     *,
     ks: Sequence[int] = (1, 5, 10),
-    chunk_size: int = 2048,
+    chunk_size: int = 512,
 ) -> tuple[dict[int, float], dict[int, float]]:
     """`recall_at` of the first features among the second, and of the second among the first, from one set of similarities.
 
@@ -40,7 +40,7 @@ def recall_both_ways(
     return _shares(ranks[0], ks), _shares(ranks[1], ks)
 
 
-def match_ranks(query_features: Tensor, target_features: Tensor, matches: Tensor, *, chunk_size: int = 2048) -> Tensor:
+def match_ranks(query_features: Tensor, target_features: Tensor, matches: Tensor, *, chunk_size: int = 512) -> Tensor:
     """For each query, how many targets that don't match it are at least as similar as its best match, (Q,) int64.
 
     query_features (Q, D) and target_features (T, D) are compared by inner product; matches (M, 2) holds rows
