@@ -49,6 +49,8 @@ def test_killed_while_it_writes_it_ends_as_if_it_had_saved_in_the_foreground(
     }
     names = sorted(path.name for path in run.checkpoints.iterdir())
     assert names == sorted(path.name for path in reference.checkpoints.iterdir()), "nothing is left behind"
+    sizes = [path.stat().st_size for path in (run.checkpoints / "latest").glob("rank_*.safetensors")]
+    assert len(sizes) == 2 and max(sizes) < 0.7 * sum(sizes), "both ranks write, about as much"
 
 
 def test_training_goes_on_meanwhile_and_a_stop_waits_for_both(
