@@ -10,7 +10,7 @@ from accel_train.config.load import ABSENT
 from accel_train.tools.page.axis import percent, short
 from accel_train.tools.page.chart import Chart, Line
 from accel_train.tools.page.page import table
-from accel_train.tools.report import curves
+from accel_train.tools.report import curves, queries
 from accel_train.tools.report.facts import facts_of, remarks
 from accel_train.tools.report.metrics_file import Rows
 from accel_train.tools.report.one_run import Section, duration, progress, written
@@ -36,6 +36,7 @@ def sections(records: Sequence[Record]) -> list[Section]:
     found = [
         ("Results", results(records, groups)),
         ("Curves", overlaid(groups)),
+        ("Queries", queries.draw(records, judging_score(records))),
         ("What differs", differing(records)),
         ("Each run", each_run(records)),
     ]
@@ -220,6 +221,7 @@ def as_json(records: Sequence[Record]) -> dict[str, Any]:
             }
             for group in groups
         ],
+        "queries": queries.as_json(records, score),
         "differences": [
             {"key": key, "values": dict(zip([record.name for record in records], values, strict=True))}
             for key, values in _differences(records)

@@ -36,15 +36,20 @@ KINDS = (
 def predictions(record: Record) -> Markup:
     """One part for each split that has a table; nothing where there is none."""
     parts = Markup("")
-    for path in sorted((record.folder / "predictions").glob("*.csv")):
+    for path in tables(record):
         step = f" at step {record.best[0]:,}" if record.best and path.stem == record.valid_split else ""
         parts += Markup('<p class="note">Of the best evaluation{}, split {}.</p>').format(step, path.stem)
         parts += _drawn(record, path)
     return parts
 
 
+def tables(record: Record) -> list[Path]:
+    """A file for each split, named after it."""
+    return sorted((record.folder / "predictions").glob("*.csv"))
+
+
 def _drawn(record: Record, path: Path) -> Markup:
-    rows, columns = _read(path)
+    rows, columns = read_table(path)
     for kind in KINDS:
         if kind.columns <= set(columns):
             sound = numbered(rows, kind.numbers)
@@ -57,7 +62,8 @@ def _drawn(record: Record, path: Path) -> Markup:
     return table(columns, shown, caption=caption, numbers=False) if columns else Markup("")
 
 
-def _read(path: Path) -> tuple[list[Row], list[str]]:
+def read_table(path: Path) -> tuple[list[Row], list[str]]:
+    """Rows and the names of the columns; nothing of a file that is no table."""
     csv.field_size_limit(2**27)
     with path.open(encoding="utf-8", errors="replace", newline="") as stream:
         reader = csv.DictReader(line.replace("\0", "") for line in stream)

@@ -29,10 +29,10 @@ class Answers:
 
 def draw(record: Record, split: str, rows: list[Row]) -> Markup:
     """Bars of ranks and the gallery. Rows are those of `retrieval_rows`, one for each text."""
-    wrong = evenly(sorted((row for row in rows if row["rank"] > 1), key=lambda row: -row["rank"]), NUM_WRONG)
-    right = evenly(sorted((row for row in rows if row["rank"] == 1), key=lambda row: -row["similarity_1"]), NUM_RIGHT)
+    wrong = evenly(sorted((row for row in rows if not is_right(row)), key=lambda row: -row["rank"]), NUM_WRONG)
+    right = evenly(sorted((row for row in rows if is_right(row)), key=lambda row: -row["similarity_1"]), NUM_RIGHT)
     found = ranks(rows)
-    answers, pictures = _from_dataset(record, split, [*wrong, *right])
+    answers, pictures = from_dataset(record, split, [*wrong, *right])
     found += pictures.note
     for heading, chosen, words in (
         ("Wrong", wrong, "another image is nearer than the right one: from the worst to the nearly right"),
@@ -54,7 +54,8 @@ def ranks(rows: Sequence[Row]) -> Markup:
     return bars(f"Rank of the right image, of {len(rows):,} texts", heights, x_label="rank, 1 is the nearest")
 
 
-def _from_dataset(record: Record, split: str, rows: Sequence[Row]) -> tuple[Answers, Pictures]:
+def from_dataset(record: Record, split: str, rows: Sequence[Row]) -> tuple[Answers, Pictures]:
+    """What the run's dataset knows of these rows: their right images, and all images to show."""
     answers = Answers()
     config = record.settings.config
     if config is None:
@@ -84,24 +85,38 @@ def _found(row: Row) -> list[str]:
 
 
 def _query(row: Row, answers: Answers, pictures: Pictures) -> Markup:
-    right = answers.right.get(row["text_id"], [])
-    entries = Markup("")
-    for place, name in enumerate(_found(row), 1):
-        is_right = name in right or (place == 1 and row["rank"] == 1)
-        similarity = f"{float(row.get(f'similarity_{place}') or 'nan'):.2f}"
-        entries += _answer(pictures, name, f"{place}. {similarity}", answers, is_right=is_right)
-    missed = Markup("")
-    if row["rank"] > 1 and right and right[0] not in _found(row):
-        missed = _answer(pictures, right[0], f"rank {row['rank']:.0f}", answers, is_right=True)
-    word = "right" if row["rank"] == 1 else "wrong"
-    return Markup('<li><p><strong>{}</strong> <span class="{}">{}</span></p><ul class="answers">{}{}</ul></li>').format(
-        row["text"], word, f"rank {row['rank']:.0f}", entries, missed
+    return Markup("<li><p><strong>{}</strong> {}</p>{}</li>").format(
+        row["text"], rank(row), nearest(row, answers, pictures)
     )
 
 
-def _answer(pictures: Pictures, name: str, below: str, answers: Answers, *, is_right: bool) -> Markup:
-    word = "right" if is_right else "wrong"
+def rank(row: Row) -> Markup:
+    """Of the right image, coloured."""
+    return Markup('<span class="{}">rank {:.0f}</span>').format("right" if is_right(row) else "wrong", row["rank"])
+
+
+def is_right(row: Row) -> bool:
+    """Whether a right image is the nearest."""
+    return bool(row["rank"] == 1)
+
+
+def nearest(row: Row, answers: Answers, pictures: Pictures) -> Markup:
+    """The nearest images, and the right one where it is not among them."""
+    right = answers.right.get(row["text_id"], [])
+    entries = Markup("")
+    for place, name in enumerate(_found(row), 1):
+        is_match = name in right or (place == 1 and is_right(row))
+        similarity = f"{float(row.get(f'similarity_{place}') or 'nan'):.2f}"
+        entries += _answer(pictures, name, f"{place}. {similarity}", answers, is_match=is_match)
+    missed = Markup("")
+    if not is_right(row) and right and right[0] not in _found(row):
+        missed = _answer(pictures, right[0], f"rank {row['rank']:.0f}", answers, is_match=True)
+    return Markup('<ul class="answers">{}{}</ul>').format(entries, missed)
+
+
+def _answer(pictures: Pictures, name: str, below: str, answers: Answers, *, is_match: bool) -> Markup:
+    word = "right" if is_match else "wrong"
     alt = f"{answers.caption.get(name, f'image {name}')} ({word})"
     return Markup('<li class="is-{}">{}<small>{}{}</small></li>').format(
-        word, pictures.image(name, alt), "✓ " if is_right else "", below
+        word, pictures.image(name, alt), "✓ " if is_match else "", below
     )
