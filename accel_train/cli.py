@@ -8,11 +8,9 @@ import inspect
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from accel_train import __version__
@@ -33,7 +31,7 @@ from accel_train.commands.sweep import sweep
 from accel_train.commands.training import replay, train
 from accel_train.commands.verify import verify
 from accel_train.errors import DONE, OUTCOME_FILE, CheckFailed, Stopped, UserError, explained_by
-from accel_train.interrupts import Terminated
+from accel_train.interrupts import Terminated, ending_by_sigterm
 from accel_train.quiet import as_before
 from accel_train.visible import visible
 
@@ -99,8 +97,10 @@ def _run(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns the exit code. What went wrong is said in words, not in a traceback."""
+    # Training answers signals by itself. So do launchers for their ranks, which may wait where no exception comes.
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
     try:
-        with as_before(), _ending_by_sigterm():
+        with as_before(), ending_by_sigterm() if alone else nullcontext():
             _run(sys.argv[1:] if argv is None else argv)
             sys.stdout.flush()
     except (UserError, CheckFailed, Stopped) as error:
@@ -119,23 +119,6 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + 13
     _leave_outcome(DONE, "")
     return 0
-
-
-@contextmanager
-def _ending_by_sigterm() -> Iterator[None]:
-    """Training answers signals by itself. So do launchers for their ranks, which may be waiting where no exception comes."""
-    if threading.current_thread() is not threading.main_thread() or os.environ.get("WORLD_SIZE", "1") != "1":
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _leave_outcome(word: str, message: str) -> None:

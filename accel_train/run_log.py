@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from accel_train.errors import UserError
 from accel_train.json_text import lines_from_end, read_json
@@ -147,11 +149,10 @@ class RunLog:
     def start_progress(self, total_steps: int, done: int) -> None:
         """A live bar on a terminal; in a file, `progress` writes plain lines instead."""
         if self.is_main and self.console.is_terminal and not self.console.is_dumb_terminal and not is_quiet():
-            self._progress = Progress(
+            self._progress = _Bar(
                 TextColumn("[bold]step"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TextColumn("{task.description}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -164,7 +165,8 @@ class RunLog:
     def progress(self, step: int, summary: str | None) -> None:
         """Moves the bar; `summary` is given at log steps."""
         if self._progress is not None and self._bar is not None:
-            self._progress.update(self._bar, completed=step, description=summary)
+            readings = None if summary is None else summary.partition("  ")[2]  # the bar says which step it is
+            self._progress.update(self._bar, completed=step, description=readings)
         if summary is not None and self.is_main:
             if self._progress is None and not is_quiet():
                 self._print(summary, markup=False, soft_wrap=True)
@@ -211,6 +213,27 @@ class RunLog:
             file.flush()
         except OSError as error:
             self._failure = self._failure or error
+
+
+class _Bar(Progress):
+    """Over the readings of the last log step, for which a narrow terminal has no room beside the bar."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            yield Text("\n".join(fitted(task.description.split("  "), self.console.width)))
+
+
+def fitted(parts: Sequence[str], width: int) -> list[str]:
+    """Lines of whole parts, two spaces between them. A part alone may be wider than `width`."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        longer = f"{lines[-1]}  {part}"
+        if len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
 
 
 def _end_of_step(path: Path, step: int) -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from accel_train.errors import UserError
-from accel_train.run_log import RunLog
+from accel_train.run_log import RunLog, fitted
 
 
 def opened(run_dir: Path, step: int = -1) -> RunLog:
@@ -125,7 +125,7 @@ def test_a_live_bar_on_a_terminal(tmp_path: Path) -> None:
     log = opened(tmp_path)
     log.console = Console(file=screen, force_terminal=True, width=100, highlight=False)
     log.start_progress(10, 4)
-    log.progress(5, "loss 0.5")
+    log.progress(5, "step 5/10  loss 0.5")
     log.progress(6, None)
     log.say("words above the bar")
     log.close()
@@ -227,3 +227,12 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
     opened(tmp_path).close()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_readings_below_the_bar_break_between_two_of_them(width: int) -> None:
+    parts = ["epoch 0", "loss 4.7458", "grad_norm 0.54", "temperature 0.0705", "238.4 samples/s", "waiting for data 0%"]
+    lines = fitted(parts, width)
+    assert "  ".join(lines) == "  ".join(parts)
+    assert all(len(line) <= width for line in lines)
+    assert fitted([""], width) == [""]

@@ -1,14 +1,12 @@
 """A run that is set up as `train` would set it up, takes some steps, and leaves nothing behind in its run_dir."""
 
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from accel_train.checkpoint.owned import persistent_buffers
 from accel_train.checkpoint.state import TrainState
 from accel_train.config.schema import LogSection, RunConfig
 from accel_train.engine.build import build_engine
+from accel_train.interrupts import ending_by_sigterm
 from accel_train.optim.optimizers import state_names
 from accel_train.run import Run
 from accel_train.run_log import RunLog
@@ -29,23 +28,18 @@ def rehearsal(config: RunConfig, *, quiet: bool) -> Iterator[Run]:
 
     Its log, and whatever it writes, go to a scratch folder that is removed, after Ctrl-C and SIGTERM too.
     """
-    engine = build_engine(config.model_copy(update={"log": LogSection(log_every=config.log.log_every)}))
-    folder = engine.gather_objects(tempfile.mkdtemp(prefix="accel_train_") if engine.is_main else None)[0]
-    config = config.model_copy(update={"run_dir": folder, "log": LogSection(log_every=config.log.log_every)})
-    log = RunLog(Path(folder), is_main=engine.is_main, rank=engine.rank)
-    log.console.quiet = log.console.quiet or quiet
-    before = signal.signal(signal.SIGTERM, _leave)
-    try:
+    section = LogSection(log_every=config.log.log_every)
+    with ExitStack() as ending:
+        ending.enter_context(ending_by_sigterm())
+        engine = build_engine(config.model_copy(update={"log": section}))
+        folder = engine.gather_objects(tempfile.mkdtemp(prefix="accel_train_") if engine.is_main else None)[0]
+        ending.callback(shutil.rmtree, folder, ignore_errors=True)
+        ending.callback(engine.close)
+        config = config.model_copy(update={"run_dir": folder, "log": section})
+        log = RunLog(Path(folder), is_main=engine.is_main, rank=engine.rank)
+        ending.callback(log.close)
+        log.console.quiet = log.console.quiet or quiet
         yield set_up(config, engine, log, StopRequest(), fresh=False)
-    finally:
-        log.close()
-        engine.close()
-        shutil.rmtree(folder, ignore_errors=True)
-        signal.signal(signal.SIGTERM, before)
-
-
-def _leave(number: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 @dataclass(slots=True)

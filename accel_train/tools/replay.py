@@ -24,6 +24,7 @@ from accel_train.run_log import RunLog
 from accel_train.set_up import next_phase, set_up
 from accel_train.step import StepLosses
 from accel_train.stopping import StopRequest
+from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.trained import open_config
 from accel_train.train import advance, global_batches, save
 
@@ -118,20 +119,22 @@ def losses_of_step(config: RunConfig, step: int) -> dict[str, float]:
         run = set_up(config, engine, log, StopRequest(), fresh=False)
         if step > run.total_steps:
             raise UserError(f"--step: {step} is not a step of this run, which has {run.total_steps}.")
-        while run.state.step < step:
-            losses = _to_step_or_end_of_phase(run, step)
-            if run.state.step < step:
-                save(run)
-                next_phase(run)
+        with RowProgress("steps", step, done=run.state.step, shown=engine.is_main, unit="steps") as progress:
+            while run.state.step < step:
+                losses = _to_step_or_end_of_phase(run, step, progress)
+                if run.state.step < step:
+                    save(run)
+                    next_phase(run)
         return {name: float(value) for name, value in losses.losses.items()}
     finally:
         log.close()
         engine.close()
 
 
-def _to_step_or_end_of_phase(run: Run, step: int) -> StepLosses:
+def _to_step_or_end_of_phase(run: Run, step: int, progress: RowProgress) -> StepLosses:
     for batch in global_batches(run):
         losses, _ = advance(run, batch, agree(run, batch).rows)
+        progress.advance()
         if run.state.step == step:
             break
     return losses

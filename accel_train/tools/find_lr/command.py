@@ -10,6 +10,7 @@ from rich.table import Table
 
 from accel_train.config.schema import RunConfig, ScheduleSection
 from accel_train.errors import UserError
+from accel_train.interrupts import uninterrupted
 from accel_train.run import Run
 from accel_train.step import StepLosses
 from accel_train.tools.find_lr.curve import MIN_STEPS, RangeTest, exponential_rates, has_diverged, read_curve
@@ -120,7 +121,6 @@ def show(run: Run, folder: Path, tests: list[RangeTest], rows: list[Rate], *, as
     """Prints what was found, and leaves it in the folder as JSON, a page and a picture."""
     if not run.engine.is_main:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     found = {
         "tests": [
             {"what": t.what, "tower": t.tower, "rates": t.tried, "losses": t.losses, **asdict(t.reading)} for t in tests
@@ -128,9 +128,11 @@ def show(run: Run, folder: Path, tests: list[RangeTest], rows: list[Rate], *, as
         "table": [asdict(row) for row in rows],
     }
     text = json.dumps(found, indent=1)
-    (folder / "find_lr.json").write_text(text + "\n", encoding="utf-8")
-    write_page(folder / "find_lr.html", tests, rows)
-    picture = write_picture(folder / "find_lr.png", tests)
+    with uninterrupted():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "find_lr.json").write_text(text + "\n", encoding="utf-8")
+        write_page(folder / "find_lr.html", tests, rows)
+        picture = write_picture(folder / "find_lr.png", tests)
     if as_json:
         print(text)
         return

@@ -11,6 +11,7 @@ from accel_train.tools.page.axis import percent
 from accel_train.tools.page.page import table
 from accel_train.tools.report import retrieval
 from accel_train.tools.report.facts import facts_of
+from accel_train.tools.report.pictures import Pictures
 from accel_train.tools.report.predictions import read_table, tables
 from accel_train.tools.report.record import Record
 from accel_train.tools.report.tables import Row, evenly, numbered
@@ -82,7 +83,9 @@ def _counts(pair: Pair) -> Markup:
         ("wrong in both", pair.where(False, False)),
     )
     rows = [[name, f"{len(own):,}", percent(len(own) / len(pair.rows))] for name, own in kinds]
-    caption = f"Texts whose nearest image is right, of {len(pair.rows):,} of {pair.split}, at each run's best evaluation"
+    caption = (
+        f"Texts whose nearest image is right, of {len(pair.rows):,} of {pair.split}, at each run's best evaluation"
+    )
     note = Markup("")
     if pair.num_unshared:
         note = Markup(
@@ -111,7 +114,7 @@ def _farthest_apart(rows: Sequence[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
     return evenly(sorted(rows, key=lambda both: -max(both[0]["rank"], both[1]["rank"])), NUM_QUERIES)
 
 
-def _query(pair: Pair, both: tuple[Row, Row], answers: retrieval.Answers, pictures: retrieval.Pictures) -> Markup:
+def _query(pair: Pair, both: tuple[Row, Row], answers: retrieval.Answers, pictures: Pictures) -> Markup:
     found = Markup("").join(
         Markup("<p>{} in {}</p>{}").format(retrieval.rank(row), record.name, retrieval.nearest(row, answers, pictures))
         for record, row in zip(pair.runs, both, strict=True)

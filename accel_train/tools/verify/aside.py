@@ -12,6 +12,7 @@ from accel_train.checkpoint.load import damage_at_a_glance
 from accel_train.checkpoint.rollbacks import ROLLBACKS_FILE, is_abandoned, read_rollbacks
 from accel_train.config.schema import RunConfig
 from accel_train.engine.engine import Engine
+from accel_train.interrupts import ending_by_sigterm
 from accel_train.run import Run
 from accel_train.run_log import RunLog
 from accel_train.set_up import set_up
@@ -24,7 +25,7 @@ def run_aside(config: RunConfig, engine: Engine, checkpoint: Path | None) -> Ite
 
     Says nothing. Raises UserError.
     """
-    with tempfile.TemporaryDirectory(prefix="accel_train_verify_") as folder:
+    with ending_by_sigterm(), tempfile.TemporaryDirectory(prefix="accel_train_verify_") as folder:
         root = Path(folder) / "checkpoints"
         root.mkdir()
         if checkpoint is not None:

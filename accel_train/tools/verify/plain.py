@@ -5,7 +5,7 @@ engines, of `step.py` or of the loop.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from accel_train.resume import copy_weights, initial_weights
 from accel_train.run import Run
 from accel_train.set_up import build_model
 from accel_train.tasks.task import Batch, Task
+from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.verify.launched import Launched, Named, Piece
 
 Draw = Callable[[int], AbstractContextManager[None]]
@@ -57,7 +58,12 @@ def find_plain_gradients(run: Run, launched: Launched, checkpoint: Path | None, 
         _put_buffers(model, buffers)
         model.zero_grad()
         try:
-            losses = _add_gradients(run, task, model, launched, samples, layout, keep_graphs=how in WHOLE)
+            keep_graphs = how in WHOLE
+            total = _num_passes(len(layout), in_parts=not task.compares_whole_batch, keep_graphs=keep_graphs)
+            with RowProgress("reference step", total, shown=True, unit="passes") as progress:
+                losses = _add_gradients(
+                    run, task, model, launched, samples, layout, progress.advance, keep_graphs=keep_graphs
+                )
             break
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -97,12 +103,13 @@ def _plain_model(run: Run, checkpoint: Path | None) -> tuple[Task, nn.Module]:
 def _read(run: Run, step: int) -> dict[int, Batch]:
     """The readable samples of a global batch by id, in order, each as a batch of one."""
     samples = {}
-    for row in run.order.rows(step).tolist():
-        try:
-            sample = run.dataset.read(row, run.order.epoch(step))
-        except UnreadableSample:
-            continue
-        samples[int(sample["sample_id"])] = {name: value[None] for name, value in sample.items()}
+    rows = run.order.rows(step).tolist()
+    with RowProgress("reading the reference's batch", len(rows), shown=True, unit="samples") as progress:
+        for row in rows:
+            with suppress(UnreadableSample):
+                sample = run.dataset.read(row, run.order.epoch(step))
+                samples[int(sample["sample_id"])] = {name: value[None] for name, value in sample.items()}
+            progress.advance()
     return samples
 
 
@@ -181,26 +188,32 @@ def _add_gradients(
     launched: Launched,
     samples: dict[int, Batch],
     layout: Layout,
+    passed: Callable[[], None],
     *,
     keep_graphs: bool,
 ) -> dict[str, float]:
-    """Leaves the gradient of the whole batch, times the loss scale, in the parameters. Returns the losses."""
+    """Leaves the gradient of the whole batch, times the loss scale, in the parameters. Returns the losses.
+
+    `passed` is called for each pass, as `_num_passes` counts them.
+    """
     batches = [_batch_of(run, task, samples, piece) for piece in layout]
 
     def draw(j: int) -> AbstractContextManager[None]:
         return _drawing(run, launched.step, layout[j], batches[j])
 
     if not task.compares_whole_batch:
-        return _added_up(task, model, batches, draw, launched.loss_scale)
+        return _added_up(task, model, batches, draw, launched.loss_scale, passed)
     joined: Batch = {name: torch.cat([batch[name] for batch in batches]) for name in task.loss_columns}
     outputs = []
     for j, batch in enumerate(batches):
         with draw(j), nullcontext() if keep_graphs else torch.no_grad():
             outputs.append(model(batch))
+        passed()
     whole = _whole(task, outputs)
     if keep_graphs:
         losses = task.losses(whole, joined)
         (_sum(losses) * launched.loss_scale).backward()
+        passed()
         return _as_numbers(losses)
     leaves = {name: value.requires_grad_() for name, value in whole.items()}
     losses = task.losses(leaves, joined)
@@ -219,22 +232,32 @@ def _add_gradients(
             and (j == 0 or name not in task.shared_outputs)
         ]
         torch.stack(terms).sum().backward()
+        passed()
     return _as_numbers(losses)
 
 
-def _added_up(task: Task, model: nn.Module, batches: list[Batch], draw: Draw, scale: float) -> dict[str, float]:
+def _num_passes(pieces: int, *, in_parts: bool, keep_graphs: bool) -> int:
+    """Forward and backward of a piece together, or one after the other where the loss stands between them."""
+    if in_parts:
+        return pieces
+    return pieces + 1 if keep_graphs else 2 * pieces
+
+
+def _added_up(
+    task: Task, model: nn.Module, batches: list[Batch], draw: Draw, scale: float, passed: Callable[[], None]
+) -> dict[str, float]:
     """A mean over targets: each piece by its share of them."""
     targets = [float(task.num_targets(batch)) for batch in batches]
     total: dict[str, float] = {}
     for j, batch in enumerate(batches):
-        if targets[j] == 0:
-            continue
-        share = targets[j] / sum(targets)
-        with draw(j):
-            losses = task.losses(model(batch), batch)
-        (_sum(losses) * share * scale).backward()
-        for name, value in _as_numbers(losses).items():
-            total[name] = total.get(name, 0.0) + value * share
+        if targets[j] > 0:
+            share = targets[j] / sum(targets)
+            with draw(j):
+                losses = task.losses(model(batch), batch)
+            (_sum(losses) * share * scale).backward()
+            for name, value in _as_numbers(losses).items():
+                total[name] = total.get(name, 0.0) + value * share
+        passed()
     return total
 
 

@@ -19,6 +19,7 @@ from accel_train.ledger import LEDGER_FILE, LedgerContent, Line, read_ledger
 from accel_train.optim.optimizers import state_names
 from accel_train.resume import about_launch
 from accel_train.run import Run
+from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.verify.aside import run_aside, usable_checkpoints
 from accel_train.train import advance, global_batches, step_taken
 
@@ -132,17 +133,20 @@ def _replay(run: Run, run_dir: Path, known: dict[int, Line], replay: Replay) -> 
             f"a phase begins at step {run.phase.end}, between the checkpoint of step {replay.start} and step {replay.end}, "
             f"and a replay stays in one phase. Take --steps {run.phase.end - replay.start} or fewer."
         )
-    for batch in global_batches(run):
-        agreed = agree(run, batch)
-        losses, norms = advance(run, batch, agreed.rows)
-        _compare_line(known[run.state.step], step_taken(run, batch, agreed, losses, norms).line(), replay)
-        evaluates = run.config.data.valid_split is not None and run.is_due(run.config.evaluation.evaluate_every)
-        if evaluates or run.is_due(run.config.checkpoint.save_every):
-            run.engine.share_buffers()  # as an evaluation and a checkpoint do
-        if not replay.problems:
-            _compare_checkpoint(run, run_dir / "checkpoints" / folder_name(run.state.step), replay)
-        if replay.problems or run.state.step == replay.end:
-            return
+    total = replay.end - replay.start
+    with RowProgress("steps", total, shown=run.engine.is_main, unit="steps") as progress:
+        for batch in global_batches(run):
+            agreed = agree(run, batch)
+            losses, norms = advance(run, batch, agreed.rows)
+            progress.advance()
+            _compare_line(known[run.state.step], step_taken(run, batch, agreed, losses, norms).line(), replay)
+            evaluates = run.config.data.valid_split is not None and run.is_due(run.config.evaluation.evaluate_every)
+            if evaluates or run.is_due(run.config.checkpoint.save_every):
+                run.engine.share_buffers()  # as an evaluation and a checkpoint do
+            if not replay.problems:
+                _compare_checkpoint(run, run_dir / "checkpoints" / folder_name(run.state.step), replay)
+            if replay.problems or run.state.step == replay.end:
+                return
 
 
 def _compare_line(then: Line, now: Line, replay: Replay) -> None:
