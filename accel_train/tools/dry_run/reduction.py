@@ -35,8 +35,9 @@ class ReduceBucket:
 
     def _reduce(self) -> None:
         size = FLOAT_BYTES * sum(parameter.numel() for parameter in self.waiting)
-        self.sent.append(self.copies * size)
-        self.counted.hold(LABEL, self.copies * size)
+        copied = size * (self.copies - (len(self.waiting) == 1))  # one gradient alone needs no joining
+        self.sent.append(copied)
+        self.counted.hold(LABEL, copied)
         while len(self.sent) > self.under_way:
             self.counted.hold(LABEL, -self.sent.pop(0))
         for parameter in self.waiting:
