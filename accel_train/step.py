@@ -134,10 +134,10 @@ def _encode(
     first_kept = max(0, num - task.config.compute.kept_graphs)
     light = frozenset[str]()
     pieces: list[Batch] = []
-    has_frozen = not all(parameter.requires_grad for parameter in engine.model.parameters())
+    may_be_light = first_kept > 0 and engine.can_keep_graphs and _has_frozen(engine)
     for j, batch in enumerate(micro_batches):
         engine.set_sync(last=first_kept == 0 and j == num - 1)
-        looks = j == 0 and first_kept > 0 and has_frozen and engine.can_keep_graphs
+        looks = j == 0 and may_be_light
         with draw(j), torch.set_grad_enabled(j >= first_kept or looks or bool(light)):
             outputs = engine.model(batch)
         if looks:
@@ -148,6 +148,10 @@ def _encode(
             outputs = {name: value if name in light else value.detach() for name, value in outputs.items()}
         pieces.append(outputs)
     return pieces, first_kept, light
+
+
+def _has_frozen(engine: Engine) -> bool:
+    return not all(parameter.requires_grad for parameter in engine.model.parameters())
 
 
 def _rows_of(micro_batches: list[Batch], start: int) -> list[slice]:
