@@ -17,7 +17,7 @@ from tests.faults.conftest import base_config, make_dataset
 from tests.tools.init.conftest import write_pairs
 
 ROOT = Path(__file__).parents[1]
-MOMENTS = ((0.2, signal.SIGINT), (0.6, signal.SIGTERM), (0.9, signal.SIGINT))
+MOMENTS = ((0.3, signal.SIGINT), (0.8, signal.SIGTERM))
 """As shares of the calls that the command makes when nobody interrupts it."""
 ENDINGS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "ended by SIGTERM")}
 COMMANDS: dict[str, list[str]] = {

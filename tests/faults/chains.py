@@ -96,8 +96,11 @@ def moved_starts() -> tuple[Start, ...]:
 CHAINS = [
     *(
         Chain(f"every moment, {engine} on {ranks}", starts_of(EVERY_MOMENT, engine, ranks))
-        for engine, ranks in [("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("fsdp2", 2), ("ddp", 1)]
+        for engine, ranks in [("ddp", 2), ("zero3", 2), ("fsdp2", 2), ("ddp", 1)]
     ),
+    # ZeRO-1 and ZeRO-2 keep their state alike, so each takes a half.
+    Chain("every moment to step 6, zero1 on 2", starts_of(EVERY_MOMENT, "zero1")[:17]),
+    Chain("every moment from step 8, zero2 on 2", starts_of(EVERY_MOMENT, "zero2")[17:]),
     *(
         Chain(f"two phases, {engine}", starts_of(AROUND_A_PHASE, engine), PHASES, save_every=2, end=8)
         for engine in ("ddp", "zero2", "fsdp2")
