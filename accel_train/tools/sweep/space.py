@@ -86,9 +86,13 @@ def as_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=repr)
 
 
+END_OF_SCALAR = "\n...\n"
+"""What YAML writes behind a value that is neither a list nor a mapping."""
+
+
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
     """`key=value`, to be read back as the same values."""
-    return [f"{key}={write_yaml(value)}" for key, value in values.items()]
+    return [f"{key}={write_yaml(value).removesuffix(END_OF_SCALAR)}" for key, value in values.items()]
 
 
 def parse_space(lines: Mapping[str, str]) -> Space:

@@ -128,3 +128,7 @@ def test_a_value_reaches_the_configuration_as_it_is(value):
     values: dict = {"a": {}}
     assert apply_overrides(values, as_overrides({"a.b": value})) == []
     assert values == {"a": {"b": value}} and type(values["a"]["b"]) is type(value)
+
+
+def test_a_number_is_written_as_one_would():
+    assert as_overrides({"a.b": 0.5, "c": "yes"}) == ["a.b=0.5", "c=yes"]
