@@ -17,8 +17,10 @@ from tests.faults.conftest import base_config, make_dataset
 from tests.tools.init.conftest import write_pairs
 
 ROOT = Path(__file__).parents[1]
-MOMENTS = ((0.3, signal.SIGINT), (0.8, signal.SIGTERM))
+MOMENTS = ((0.2, signal.SIGINT), (0.7, signal.SIGTERM))
 """As shares of the calls that the command makes when nobody interrupts it."""
+TRIES = 5
+"""What is raised while Python closes a generator or runs a finalizer is dropped by Python; a few calls later it is not."""
 ENDINGS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "ended by SIGTERM")}
 COMMANDS: dict[str, list[str]] = {
     "import": ["import", "source/pairs.csv", "made", "--valid-share", "0.2", "--build-tokenizer", "40"],
@@ -129,9 +131,13 @@ def test_a_command_ends_cleanly(name: str, ask: Ask, prepared: Path, tmp_path: P
     assert undisturbed["code"] == 0, undisturbed
     assert PROGRESS.get(name, "") in undisturbed["err"], undisturbed
     for moment, number in MOMENTS:
-        folder = tmp_path / f"at_{moment}"
-        shutil.copytree(prepared, folder, symlinks=True)
-        found, left = made_by(name, ask, folder, number, int(moment * undisturbed["calls"]))
+        at = int(moment * undisturbed["calls"])
+        for call in range(at, at + TRIES):
+            folder = tmp_path / f"at_{moment}_{call}"
+            shutil.copytree(prepared, folder, symlinks=True)
+            found, left = made_by(name, ask, folder, number, call)
+            if "Exception ignored in" not in found["err"]:
+                break
         code, words = ENDINGS[number]
         said = (name, moment, found)
         assert found["code"] == code, said

@@ -16,7 +16,7 @@ from accel_train.cli import main
         (["--steps", "3"], "--steps is for --resume"),
         (["--tolerance", "0"], "it must be a number above 0"),
         (["--tolerance", "nan"], "it must be a number above 0"),
-        (["--step", "-1"], "usage"),
+        (["--step", "-1"], "it must be a whole number from 0"),
         (["--at-once", "0"], "it must be a whole number above 0"),
         (["--precision", "bf16"], "as-configured"),
     ],
