@@ -3,13 +3,18 @@
 import math
 from collections.abc import Collection, Iterator
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 LIGHT = 16
 """A graph of results up to so many times the output's own size is kept. A block of a transformer has more for each token."""
 DEEPEST = 4
 """So many operations on parameters alone, a cast and a transposition say, are seen as such."""
+
+
+def has_frozen(model: nn.Module) -> bool:
+    """Whether there is anything that a head may be on: without it no output of a deep model is light."""
+    return not all(parameter.requires_grad for parameter in model.parameters())
 
 
 def light_outputs(outputs: dict[str, Tensor], names: Collection[str]) -> frozenset[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from accel_train.engine.engine import Engine
-from accel_train.light_graphs import all_light, light_outputs
+from accel_train.light_graphs import all_light, has_frozen, light_outputs
 from accel_train.tasks.contract import check_gathered, losses_of
 from accel_train.tasks.task import Batch, Task
 
@@ -134,7 +134,7 @@ def _encode(
     first_kept = max(0, num - task.config.compute.kept_graphs)
     light = frozenset[str]()
     pieces: list[Batch] = []
-    may_be_light = first_kept > 0 and engine.can_keep_graphs and _has_frozen(engine)
+    may_be_light = first_kept > 0 and engine.can_keep_graphs and has_frozen(engine.model)
     for j, batch in enumerate(micro_batches):
         engine.set_sync(last=first_kept == 0 and j == num - 1)
         looks = j == 0 and may_be_light
@@ -148,10 +148,6 @@ def _encode(
             outputs = {name: value if name in light else value.detach() for name, value in outputs.items()}
         pieces.append(outputs)
     return pieces, first_kept, light
-
-
-def _has_frozen(engine: Engine) -> bool:
-    return not all(parameter.requires_grad for parameter in engine.model.parameters())
 
 
 def _rows_of(micro_batches: list[Batch], start: int) -> list[slice]:

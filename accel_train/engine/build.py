@@ -37,9 +37,9 @@ def build_engine(config: RunConfig, *, for_evaluation: bool = False) -> Engine:
         torch.cuda.set_device(launch.local_rank)
     else:
         keep_freed_memory()
-    if not on_cuda and launch.engine.startswith("zero"):
-        # This would make Accelerate drop DeepSpeed without a word.
-        os.environ.pop("ACCELERATE_USE_CPU", None)
+        if launch.engine.startswith("zero"):
+            # This would make Accelerate drop DeepSpeed without a word.
+            os.environ.pop("ACCELERATE_USE_CPU", None)
     find_address(launch, must_use_all_hosts=not for_evaluation)
     if launch.engine != "ddp":
         ensure_rendezvous(launch)

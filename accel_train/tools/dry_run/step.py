@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from accel_train.config.rules import ONE_GRAPH_ENGINES
 from accel_train.interrupts import uninterrupted
-from accel_train.light_graphs import all_light, light_outputs
+from accel_train.light_graphs import all_light, has_frozen, light_outputs
 from accel_train.models.blocks import repeated_blocks
 from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
 from accel_train.tasks.task import Batch, Task
@@ -171,10 +171,9 @@ class _Run:
         num = len(self.batches)
         pieces: list[Batch] = []
         before, light = 0, frozenset[str]()
-        has_frozen = not all(parameter.requires_grad for parameter in self.model.parameters())
+        keeps_graphs = self.split.engine not in ONE_GRAPH_ENGINES and has_frozen(self.model)
         for turn, batch in enumerate(self.batches):
             before, is_last = self.counted.now["activations"], turn == num - 1
-            keeps_graphs = has_frozen and self.split.engine not in ONE_GRAPH_ENGINES
             with torch.set_grad_enabled(is_last or keeps_graphs):
                 outputs = self.forward(batch, "forward" if is_last else "forward, for features")
             if not is_last and keeps_graphs:
