@@ -3,15 +3,14 @@
 import re
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from accel_train.tasks.task import Batch, Task
+from accel_train.tools.operation_flops import OWN_FORMULAS
 
-Shape = torch.Size
 FEWEST_PRODUCTS = 3
 ROWS = 8
 """Rows that are counted; operations grow with their number."""
@@ -57,13 +56,7 @@ def model_flops_per_row(task: Task, model: nn.Module, batch: Batch) -> float:
     loss, which is small beside the towers. Parts that don't train have no backward pass.
     """
     rows = {name: column[:ROWS] for name, column in batch.items()}
-    aten = torch.ops.aten
-    # The CPU's own attention kernel; torch counts those of CUDA.
-    attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    }
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    with FlopCounterMode(display=False, custom_mapping=OWN_FORMULAS) as counter:
         outputs = model(task.add_to_batch(rows))
         torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum().backward()
     model.zero_grad()
@@ -101,11 +94,3 @@ def measured_peak(device: torch.device, precision: str, *, seconds: float = 0.5)
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _attention(query: Shape, key: Shape, value: Shape, *rest: Any, **options: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward(grad: Shape, query: Shape, key: Shape, value: Shape, *rest: Any, **options: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))

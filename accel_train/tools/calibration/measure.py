@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -118,16 +119,20 @@ def _matmul(side: int, device: torch.device, dtype: torch.dtype) -> tuple[float,
     return 2.0 * side**3, lambda: left @ right
 
 
-def _convolution(side: int, device: torch.device, dtype: torch.dtype) -> tuple[float, Operation]:
-    images = torch.ones(8, 64, side, side, device=device, dtype=dtype)
-    kernel = torch.ones(64, 64, 3, 3, device=device, dtype=dtype)
-    return 2.0 * 8 * side**2 * 64 * 64 * 9, lambda: F.conv2d(images, kernel, padding=1)
+def _convolution(kernel_side: int, groups: int, *, backward: bool) -> Make:
+    """Of 64 channels; backward, both gradients at once."""
 
+    def make(side: int, device: torch.device, dtype: torch.dtype) -> tuple[float, Operation]:
+        images = torch.ones(8, 64, side, side, device=device, dtype=dtype)
+        kernel = torch.ones(64, 64 // groups, kernel_side, kernel_side, device=device, dtype=dtype)
+        forward = 2.0 * images.numel() * kernel[0].numel()
+        settings: tuple[Any, ...] = ([1, 1], [kernel_side // 2] * 2, [1, 1], False, [0, 0], groups)
+        if not backward:
+            return forward, lambda: torch.ops.aten.convolution(images, kernel, None, *settings)
+        gradients = partial(torch.ops.aten.convolution_backward, images, images, kernel, None, *settings)
+        return 2 * forward, lambda: gradients([True, True, False])
 
-def _depthwise(side: int, device: torch.device, dtype: torch.dtype) -> tuple[float, Operation]:
-    images = torch.ones(8, 64, side, side, device=device, dtype=dtype)
-    kernel = torch.ones(64, 1, 7, 7, device=device, dtype=dtype)
-    return 2.0 * 8 * side**2 * 64 * 49, lambda: F.conv2d(images, kernel, padding=3, groups=64)
+    return make
 
 
 def _attention(tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[float, Operation]:
@@ -168,7 +173,9 @@ def _seconds_per_operation(device: torch.device, curves: dict[str, Curve]) -> fl
 
 BY_DTYPE: dict[str, tuple[Make, tuple[int, ...]]] = {
     "matmul": (_matmul, MATRIX_SIDES),
-    "convolution": (_convolution, IMAGE_SIDES),
-    "depthwise": (_depthwise, IMAGE_SIDES),
+    "convolution": (_convolution(3, 1, backward=False), IMAGE_SIDES),
+    "convolution_backward": (_convolution(3, 1, backward=True), IMAGE_SIDES),
+    "depthwise": (_convolution(7, 64, backward=False), IMAGE_SIDES),
+    "depthwise_backward": (_convolution(7, 64, backward=True), IMAGE_SIDES),
     "attention": (_attention, TOKENS),
 }

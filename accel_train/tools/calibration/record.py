@@ -17,7 +17,7 @@ import torch
 from accel_train.errors import UserError
 from accel_train.json_text import read_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HOW = "`accel-train bench CONFIG --calibrate` measures it; under the launcher of the run, its collectives too"
 Curve = list[tuple[float, float]]
 """(size, seconds), sizes rising."""

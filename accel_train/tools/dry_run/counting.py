@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+from accel_train.tools.operation_flops import OWN_FORMULAS
 
 aten = torch.ops.aten
 CONVOLUTIONS = {aten.convolution, aten._convolution, aten.convolution_backward}
-ATTENTION_ON_CPU = aten._scaled_dot_product_flash_attention_for_cpu
-ATTENTION_ON_CPU_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
+FORMULAS = flop_registry | {packet: shape_wrapper(formula) for packet, formula in OWN_FORMULAS.items()}
+PRODUCTS = ("matmul", "attention", "convolution", "convolution_backward", "depthwise", "depthwise_backward")
+"""Operations that are measured in floating-point operations. Depthwise: a convolution by groups. A convolution's backward
+kernels run at speeds of their own."""
 DEAR = {"gelu", "_softmax", "_log_softmax", "exp", "tanh", "sigmoid", "silu", "logsumexp", "native_layer_norm", "erf"}
 """Element-wise operations that cost more arithmetic than memory on a CPU, by name, with their backward passes."""
 
@@ -27,10 +31,10 @@ class Work(NamedTuple):
 
     phase: str
     kind: str
-    """matmul, convolution, depthwise (a convolution by groups), attention, dear or plain (both element-wise)."""
+    """One of PRODUCTS, or dear or plain (both element-wise)."""
     dtype: str
     size: int
-    """Floating-point operations of the first four; bytes read and written for the element-wise ones."""
+    """Floating-point operations of a product; bytes read and written by the others."""
 
 
 class Counting(TorchDispatchMode):
@@ -109,14 +113,9 @@ class Counting(TorchDispatchMode):
         if not inputs:
             return None
         dtype = str(inputs[0].dtype).removeprefix("torch.")
-        if packet in (ATTENTION_ON_CPU, ATTENTION_ON_CPU_BACKWARD):
-            return Work(self.phase, "attention", dtype, _attention_flops(packet, inputs))
-        if packet in flop_registry:
-            flops = int(flop_registry[packet](*args, **kwargs, out_val=result))
-            kind = "matmul" if packet not in CONVOLUTIONS else _kind_of_convolution(packet, args)
-            if "attention" in str(packet):
-                kind = "attention"
-            return Work(self.phase, kind, dtype, flops)
+        if packet in FORMULAS:
+            flops = int(FORMULAS[packet](*args, **kwargs, out_val=result))
+            return Work(self.phase, _kind_of_product(packet, args), dtype, flops)
         name = str(packet).removeprefix("aten.").removesuffix("_backward").removesuffix("_")
         moved = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *tensors(result)))
         return Work(self.phase, "dear" if name in DEAR else "plain", dtype, moved)
@@ -128,13 +127,11 @@ def tensors(tree: Any) -> Iterator[Tensor]:
             yield leaf
 
 
-def _attention_flops(packet: Any, inputs: list[Tensor]) -> int:
-    shapes = [tensor.shape for tensor in inputs]
-    if packet is ATTENTION_ON_CPU:
-        return int(sdpa_flop_count(*shapes[:3]))
-    return int(sdpa_backward_flop_count(*shapes[:4]))
-
-
-def _kind_of_convolution(packet: Any, args: Any) -> str:
-    groups = args[9 if packet is aten.convolution_backward else 8]
-    return "depthwise" if groups > 1 else "convolution"
+def _kind_of_product(packet: Any, args: Any) -> str:
+    if "attention" in str(packet):
+        return "attention"
+    if packet not in CONVOLUTIONS:
+        return "matmul"
+    backward = packet is aten.convolution_backward
+    name = "depthwise" if args[9 if backward else 8] > 1 else "convolution"
+    return f"{name}_backward" if backward else name

@@ -14,6 +14,7 @@ from torch import nn
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.tasks.task import Task
 from accel_train.tools.calibration.record import Rates
+from accel_train.tools.dry_run.counting import PRODUCTS
 from accel_train.tools.dry_run.step import DryStep, Split, dry_step
 from accel_train.tools.plan.step_time import ELEMENTWISE, by_what, hiding_time, optimizer_seconds, phase_seconds
 from accel_train.tools.plan.traffic import Collective, traffic
@@ -121,8 +122,7 @@ def collective_seconds(one: Collective, num_gpus: int, links: Links) -> float:
 
 def given_rates(flops_per_second: float, bytes_per_second: float) -> Rates:
     """Rates of a GPU that the user describes: products at one speed, element-wise operations at the memory's."""
-    kinds = ("matmul", "convolution", "depthwise", "attention")
-    curves = {f"{kind}/{dtype}": [(1.0, 1 / flops_per_second)] for kind in kinds for dtype in DTYPES}
+    curves = {f"{kind}/{dtype}": [(1.0, 1 / flops_per_second)] for kind in PRODUCTS for dtype in DTYPES}
     return Rates(curves | {kind: [(1.0, 1 / bytes_per_second)] for kind in ELEMENTWISE}, seconds_per_operation=0.0)
 
 

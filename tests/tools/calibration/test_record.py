@@ -63,7 +63,7 @@ def test_another_machine_is_refused(cache: Path, key: str, value: str) -> None:
         lambda found: found | {"rates": {"cpu/1": {"curves": {"plain": []}, "seconds_per_operation": 0}}},
         lambda found: found | {"rates": {"cpu/1": {"curves": {"plain": [[2, 1], [1, 1]]}, "seconds_per_operation": 0}}},
         lambda found: found | {"collectives": {"2": {"all_reduce": [[1, -1]]}}},
-        lambda found: {"format_version": 1},
+        lambda found: {"format_version": 2},
         lambda found: [found],
     ],
 )
@@ -95,7 +95,7 @@ def test_measured_curves_rise(monkeypatch: pytest.MonkeyPatch) -> None:
         measure, "BY_DTYPE", {kind: (make, sizes[:2]) for kind, (make, sizes) in measure.BY_DTYPE.items()}
     )
     rates = measure.measure_rates(torch.device("cpu"))
-    assert {"plain", "dear", "matmul/float32", "attention/bfloat16", "depthwise/float16"} < set(rates.curves)
+    assert {"plain", "dear", "matmul/float32", "attention/bfloat16", "depthwise_backward/float16"} < set(rates.curves)
     for curve in rates.curves.values():
         sizes, seconds = zip(*curve, strict=True)
         assert list(sizes) == sorted(sizes) and list(seconds) == sorted(seconds) and seconds[0] > 0
