@@ -23,7 +23,7 @@ class Share:
     run: Run
     batch: Step
     micro_batches: list[Batch]
-    """On the device, with what the task adds to them."""
+    """As the loader gave them, with what the task adds to them on the device."""
 
     def draw(self, j: int) -> AbstractContextManager[None]:
         """The randomness of micro-batch j, the same each time."""
@@ -31,13 +31,13 @@ class Share:
             seed=self.run.config.seed,
             step=self.run.state.step,
             position=self.batch.positions[j],
-            sample_ids=self.micro_batches[j]["sample_id"],
+            sample_ids=self.micro_batches[j]["sample_id"].to(self.run.engine.device),
             per_sample=self.run.config.dropout == "per_sample",
         )
 
 
 def share_of(run: Run, batch: Step) -> Share:
-    return Share(run, batch, [run.task.add_to_batch(run.engine.to_device(part)) for part in batch.micro_batches])
+    return Share(run, batch, [run.task.add_to_batch(part) for part in batch.micro_batches])
 
 
 def find_gradients(run: Run, batch: Step, counts: list[int]) -> tuple[StepLosses, Tensor]:

@@ -1,7 +1,8 @@
 """The gradients of one global batch from its micro-batches: exact however the batch is split.
 
 `summed` is for losses that add up over samples or tokens, `cached` for losses that compare all samples with each other.
-Both leave the gradient of the loss of the whole global batch in the engine and return that loss.
+Both leave the gradient of the loss of the whole global batch in the engine and return that loss. Micro-batches come in host
+memory, and each goes to the device for its own pass: there, memory does not grow with their number.
 """
 
 import itertools
@@ -52,8 +53,9 @@ def summed(engine: Engine, task: Task, micro_batches: list[Batch], draw: Draw) -
     logged: dict[str, Tensor] = {}
     outputs: Batch = {}
     here = engine.whereabouts
-    for j, batch in enumerate(micro_batches):
+    for j, part in enumerate(micro_batches):
         engine.set_sync(last=j == len(micro_batches) - 1)
+        batch = engine.to_device(part)
         with draw(j):
             here.begin("forward")
             outputs = engine.model(batch)
@@ -116,7 +118,7 @@ def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[
         engine.set_sync(last=j == first_kept - 1)
         with draw(j):
             here.begin("second forward")
-            outputs = engine.model(_inputs_of(task, micro_batches[j], again, pieces[-1]))
+            outputs = engine.model(engine.to_device(_inputs_of(task, micro_batches[j], again, pieces[-1])))
             here.begin("backward")
             terms = [_surrogate(task, {name: outputs[name] for name in again}, gradients, rows[j], num_passes)]
             if j == first_kept - 1 and light:
@@ -139,7 +141,7 @@ def _encode(
         engine.set_sync(last=first_kept == 0 and j == num - 1)
         looks = j == 0 and may_be_light
         with draw(j), torch.set_grad_enabled(j >= first_kept or looks or bool(light)):
-            outputs = engine.model(batch)
+            outputs = engine.model(engine.to_device(batch))
         if looks:
             light = light_outputs(outputs, task.output_inputs)
             if all_light(outputs, light | task.shared_outputs):
@@ -179,10 +181,8 @@ def _gather(engine: Engine, task: Task, pieces: list[Batch], counts: list[int]) 
 
 def _loss_batch(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], mine: slice) -> Batch:
     """Columns the loss reads, of the global batch; `anchors` are the rows this rank accounts for."""
-    columns = {
-        name: engine.gather_rows(torch.cat([batch[name] for batch in micro_batches]), counts)
-        for name in task.loss_columns
-    }
+    own = engine.to_device({name: torch.cat([batch[name] for batch in micro_batches]) for name in task.loss_columns})
+    columns = {name: engine.gather_rows(column, counts) for name, column in own.items()}
     if task.splits_loss:
         columns["anchors"] = torch.tensor([mine.start, mine.stop])
     return columns

@@ -1,5 +1,6 @@
 """One step in one process: exact gradients from micro-batches, and no more work than they need."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -365,3 +366,22 @@ def test_a_micro_batch_without_targets_changes_nothing(weights: list[float], ste
     assert losses.losses["error"] == pytest.approx(loss.item(), rel=1e-5)
     for name, parameter in running.model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", [PairTask, RowTask])
+def test_few_micro_batches_are_on_the_device_at_once(steps: MakeSteps, batch: Batch, task: type[Task]) -> None:
+    """However many there are: the next one may come while the last one is still in use."""
+    taken = steps(task)
+    there = weakref.WeakSet[Tensor]()
+    most = 0
+
+    def copied(batch: Batch) -> Batch:
+        nonlocal most
+        moved = {name: column.clone() for name, column in batch.items()}
+        there.update(moved[name] for name in ("left", "right") if name in moved)
+        most = max(most, len(there))
+        return moved
+
+    taken.engine.to_device = copied  # type: ignore[method-assign]
+    taken.take(batch, [1] * NUM_ROWS, seeded)
+    assert 2 <= most <= 4  # two sides of one or two micro-batches

@@ -92,7 +92,7 @@ class Task(ABC):
         return {}
 
     def add_to_batch(self, batch: Batch) -> Batch:
-        """Adds frozen inputs, such as teacher features, on the device, before the model sees the batch."""
+        """Adds frozen inputs on the device, such as teacher features. The batch may still be in host memory."""
         return batch
 
     @abstractmethod

@@ -68,7 +68,7 @@ class LiveTeacher:
             raise UserError(f"distillation.teacher: {source} can't be used. {error}") from error
         if "text" in self.kinds:
             _check_vocabulary(config, self.model.get_submodule("text_model"))
-        self.image_size = own.data.image_size
+        self.device, self.image_size = device, own.data.image_size
         self.dtype = AUTOCAST[config.precision]
         self.notes = [f"teacher from {source}: guides {', '.join(config.distillation.guides)}", *self.model.notes]
         if "image" in self.kinds and self.image_size != config.data.image_size:
@@ -77,17 +77,16 @@ class LiveTeacher:
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Batch:
-        inputs: Batch = {}
+        names = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask")}
+        wanted = [name for kind in self.kinds for name in names[kind]]
+        inputs = {name: batch[name].to(self.device, non_blocking=True) for name in wanted}
         if "image" in self.kinds:
-            inputs["pixel_values"] = resized(batch["pixel_values"], self.image_size)
-        if "text" in self.kinds:
-            inputs |= {name: batch[name] for name in ("input_ids", "attention_mask")}
-        rows = batch["sample_id"]
-        in_precision = torch.autocast(rows.device.type, dtype=self.dtype) if self.dtype is not None else nullcontext()
+            inputs["pixel_values"] = resized(inputs["pixel_values"], self.image_size)
+        in_precision = torch.autocast(self.device.type, dtype=self.dtype) if self.dtype is not None else nullcontext()
         with in_precision:
             outputs = self.model(inputs)
         found = {f"teacher_{kind}_features": outputs[f"{kind}_features"] for kind in self.kinds}
-        return found | {"teacher_logit_scale": outputs["logit_scale"].float().expand(len(rows))}
+        return found | {"teacher_logit_scale": outputs["logit_scale"].float().expand(len(batch["sample_id"]))}
 
 
 def resized(pixel_values: Tensor, size: int) -> Tensor:
