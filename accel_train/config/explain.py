@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from accel_train.config.key_names import Path, nearest_keys, section_at, tags_at
-from accel_train.config.schema import INTERVAL, Section
+from accel_train.config.schema import Section
 
 _SHOWN = 60
 """Characters of a value that a message shows."""
@@ -28,6 +28,8 @@ _RULES = {
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
+    "interval": "like '500 steps' or '1 epoch'",
+    "string_pattern_mismatch": "lower-case letters, digits and _, a letter first",
 }
 
 
@@ -120,9 +122,6 @@ def _rule(error: ErrorDetails, path: Path, values: dict[str, Any], root: type[Se
         return _one_of(tags_at(path[:-1], values, root), context["tag"])
     if kind == "literal_error":
         return _one_of(re.findall(r"'([^']*)'", context["expected"]), error["input"])
-    if kind == "string_pattern_mismatch":
-        is_interval = context["pattern"] == INTERVAL.pattern
-        return "like '500 steps' or '1 epoch'" if is_interval else "lower-case letters, digits and _, a letter first"
     if kind in ("too_short", "too_long"):
         length = context.get("min_length", context.get("max_length"))
         return "a list with at least one item" if length == 1 else f"a list of {length} values"

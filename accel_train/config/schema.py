@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 EngineName = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -22,7 +23,16 @@ class Section(BaseModel):
     )
 
 
-Interval = Annotated[str, Field(pattern=INTERVAL.pattern, examples=["500 steps", "1 epoch"])]
+def _is_interval(value: Any) -> Any:
+    """Also for a number alone, the likeliest slip, of which pydantic would say no more than that it is no text."""
+    if not (isinstance(value, str) and INTERVAL.match(value)):
+        raise PydanticCustomError("interval", "no interval")
+    return value
+
+
+Interval = Annotated[
+    str, BeforeValidator(_is_interval), Field(pattern=INTERVAL.pattern, examples=["500 steps", "1 epoch"])
+]
 
 
 def interval_in_steps(interval: str, steps_per_epoch: int) -> int:

@@ -9,9 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import profiler
 
 from accel_train.config.schema import RunConfig
 from accel_train.errors import UserError
+from accel_train.interrupts import uninterrupted
 from accel_train.progress import Meter
 from accel_train.run import Run
 from accel_train.tools.bench.command import as_bench
@@ -104,7 +106,7 @@ def profile_steps(run: Run, length: Length, path: Path) -> Profile:
         for _ in range(length.warmup):
             step()
         found = record(engine, step, length.steps, then=(lambda: save(run)) if length.with_checkpoint else lambda: None)
-    found.export_chrome_trace(str(path))
+    write_trace(found, path)
     communication, exposed = communication_shares(found)
     return Profile(
         rank=engine.rank,
@@ -117,6 +119,12 @@ def profile_steps(run: Run, length: Length, path: Path) -> Profile:
         communication_exposed=exposed,
         trace=str(path),
     )
+
+
+def write_trace(found: profiler.profile, path: Path) -> None:
+    """Ctrl-C waits for the end, so that no torn file is left."""
+    with uninterrupted():
+        found.export_chrome_trace(str(path))
 
 
 def show(everyone: list[Profile], console: Console) -> None:

@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import signal
 from pathlib import Path
 
 import pytest
+import torch
+from torch import profiler
 
 from accel_train.errors import UserError
-from accel_train.tools.profile.command import place_of_trace
+from accel_train.tools.profile.command import place_of_trace, write_trace
 from tests.distributed.ranks import run_ranks
 from tests.tools.profile.test_recording import TINY
 
@@ -45,3 +48,21 @@ def test_place_of_a_trace(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"can't be written"):
         place_of_trace(tmp_path / "file" / "a.json", 0, 1)
+
+
+@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
+def test_a_trace_is_whole_after_ctrl_c(name: str, tmp_path: Path) -> None:
+    with profiler.profile(activities=[profiler.ProfilerActivity.CPU], acc_events=True) as found:
+        torch.ones(2).sum()
+    path = tmp_path / name
+    export = found.export_chrome_trace
+
+    def interrupted(target: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        export(target)
+
+    found.export_chrome_trace = interrupted  # type: ignore[assignment, method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        write_trace(found, path)
+    content = path.read_bytes()
+    assert json.loads(gzip.decompress(content) if name.endswith(".gz") else content)["traceEvents"]
