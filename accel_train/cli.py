@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from accel_train import __version__
+from accel_train.commands.arguments import columns, wrapped
 from accel_train.commands.bench import bench
 from accel_train.commands.completion import completion_of
 from accel_train.commands.data import import_, migrate
@@ -62,20 +63,19 @@ GROUPS["Editor and shell"]["completion"] = COMMANDS["completion"] = completion_o
 
 
 def _usage() -> str:
+    width = columns()
     lines = [f"accel-train {__version__}", "", "usage: accel-train COMMAND CONFIG [section.key=value ...]"]
     for title, group in GROUPS.items():
         lines += ["", f"{title}:"]
-        lines += [f"  {name:<11} {_first_line(command)}" for name, command in group.items()]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "`accel-train COMMAND --help` explains a command. --json prints one JSON object, --quiet only results.",
-            "Under several processes:",
-            "  accelerate launch --config_file launch/ddp.yaml --num_processes 8 -m accel_train COMMAND CONFIG",
-            "Begin with: accel-train init WORKLOAD DATA",
-        ]
+        for name, command in group.items():
+            lines += wrapped(f"  {name:<11} {_first_line(command)}", width, indent=" " * 14)
+    notes = (
+        "Begin with `accel-train init WORKLOAD DATA`. `accel-train COMMAND --help` explains a command.",
+        "--json prints one JSON object, --quiet only results, warnings and errors.",
+        "Exit codes: 0 done, 1 a check failed, 2 bad configuration or data, 75 stopped by a signal with a checkpoint.",
+        "On several GPUs: torchrun --nproc-per-node 8 -m accel_train COMMAND CONFIG",
     )
+    return "\n".join([*lines, "", *(line for note in notes for line in wrapped(note, width, indent="  "))])
 
 
 def _first_line(command: Callable[[list[str]], None]) -> str:

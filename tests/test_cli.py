@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from accel_train import cli, quiet
+from accel_train.commands.data import IMPORTS
+from accel_train.config.tasks import DEFAULT
 from accel_train.errors import CheckFailed, NotNow, Stopped, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -218,7 +220,9 @@ def test_import_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
 
     with pytest.raises(SystemExit):
         cli.main(["import", "--help"])
-    assert f"Formats: {', '.join(FORMATS)}." in capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"Formats: {', '.join(FORMATS)}." in output
+    assert f"what the data is for: {', '.join(IMPORTS)} (default: {DEFAULT});" in output
 
 
 def test_doctor(calls: Callable[..., list[Any]]) -> None:
@@ -249,14 +253,35 @@ def test_exit_codes(
     assert capsys.readouterr().err == message
 
 
-def test_help_is_grouped_and_its_lines_are_short(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_help_is_grouped_and_fits_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     assert cli.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for title, group in cli.GROUPS.items():
         at = lines.index(f"{title}:")
-        assert [line.split()[0] for line in lines[at + 1 : at + 1 + len(group)]] == list(group)
-    assert all(len(line) <= 115 for line in lines)
+        listed = lines[at + 1 : lines.index("", at)]
+        assert [line.split()[0] for line in listed if line[2] != " "] == list(group)
+    assert max(map(len, lines)) <= min(width, 120)
     assert {name for group in cli.GROUPS.values() for name in group} == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command_fits_the_terminal(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but lines to copy, which are indented and whole."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    text, _, example = capsys.readouterr().out.partition("\nexample:\n")
+    assert len(example.splitlines()) == 1
+    lines = [line for line in text.splitlines() if "accel-train completion" not in line]
+    assert max(map(len, lines)) <= min(width, 120)
+    assert not any(line.rstrip().endswith("-") for line in lines), "an option is broken at its hyphen"
 
 
 @pytest.mark.parametrize("name", sorted(set(cli.COMMANDS) - {"schema", "completion"}))

@@ -16,14 +16,18 @@ def bench(argv: list[str]) -> None:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="configuration file (YAML)")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help=OVERRIDES_HELP)
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--data", action="store_true", help="the loader alone, with more and more workers")
-    kinds.add_argument("--checkpoint", action="store_true", help="what a checkpoint costs on this file system")
-    kinds.add_argument("--calibrate", action="store_true", help="how fast this host is, for the times that plan gives")
-    parser.add_argument("--warmup", type=positive, metavar="N", help="steps before the clock starts (5)")
-    parser.add_argument("--steps", type=positive, metavar="N", help="steps that are timed (20)")
-    parser.add_argument("--rounds", type=positive, metavar="N", help="rounds in which ways take turns (12)")
-    parser.add_argument("--mebibytes", type=positive, metavar="N", help="with --checkpoint: its size (512)")
-    parser.add_argument("--folder", metavar="FOLDER", help="with --checkpoint: where (default: for temporary files)")
+    kinds.add_argument("--data", action="store_true", help="measure the loader alone, with more and more workers")
+    kinds.add_argument("--checkpoint", action="store_true", help="measure what a checkpoint costs on this file system")
+    kinds.add_argument("--calibrate", action="store_true", help="measure this host, for the times that `plan` gives")
+    parser.add_argument("--warmup", type=positive, metavar="N", help="steps before the clock starts (default: 5)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="steps that are timed (default: 20)")
+    parser.add_argument("--rounds", type=positive, metavar="N", help="rounds in which ways take turns (default: 12)")
+    parser.add_argument("--mebibytes", type=positive, metavar="N", help="with --checkpoint: its size (default: 512)")
+    parser.add_argument(
+        "--folder",
+        metavar="FOLDER",
+        help="with --checkpoint: where to write it (default: the folder for temporary files)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_intermixed_args(argv)
     of_steps = {"--warmup": arguments.warmup, "--steps": arguments.steps, "--rounds": arguments.rounds}

@@ -50,9 +50,11 @@ def completion_of(commands: Mapping[str, Callable[[list[str]], None]]) -> Callab
     def completion(argv: list[str]) -> None:
         """Prints a script that completes commands, options, files and configuration keys in your shell.
 
-        bash: eval "$(accel-train completion bash)" in ~/.bashrc. zsh: source <(accel-train completion zsh) in ~/.zshrc,
-        after compinit. fish: accel-train completion fish > ~/.config/fish/completions/accel-train.fish. After CONFIG the
-        keys are those of its task, and the towers are those in the file.
+        After CONFIG the keys are those of its task, and the towers are those in the file.
+
+          in ~/.bashrc:                eval "$(accel-train completion bash)"
+          in ~/.zshrc after compinit:  source <(accel-train completion zsh)
+          fish, once:                  accel-train completion fish > ~/.config/fish/completions/accel-train.fish
         """
         parser = make_parser(completion, "accel-train completion bash")
         asked = parser.add_mutually_exclusive_group()

@@ -23,20 +23,24 @@ def plan(argv: list[str]) -> None:
     add_config(parser)
     parser.add_argument("--ranks", type=positive, metavar="N", help="plan for so many ranks (default: as launched)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--picture", metavar="PNG", help="draw the learning rates; or what fits, or the scaling")
+    parser.add_argument(
+        "--picture", metavar="PNG", help="draw the learning rates, with --fits what fits, with --scale the scaling"
+    )
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument(
         "--fits", type=_size, metavar="SIZE", help="largest micro_batch_size for a device of SIZE, such as 80GiB"
     )
     kinds.add_argument("--scale", action="store_true", help="model the step on more and more GPUs")
     links = parser.add_argument_group("for --scale")
-    links.add_argument("--intra-node", type=_rate, metavar="GB/s", help="of a GPU to others of its node, one direction")
-    links.add_argument("--inter-node", type=_rate, metavar="GB/s", help="of a node to others, one direction")
-    links.add_argument("--latency-us", type=_rate, metavar="US", help="of a message to its neighbour (5)")
-    links.add_argument("--gpus-per-node", type=positive, metavar="N", help="GPUs in a node (8)")
-    links.add_argument("--gpus", type=positive, metavar="N", help="model up to so many (1024)")
     links.add_argument(
-        "--tflops", type=_rate, metavar="TFLOP/s", help="what a GPU reaches (default: this host, calibrated)"
+        "--intra-node", type=_rate, metavar="GB/s", help="bandwidth of a GPU to others of its node, one way"
+    )
+    links.add_argument("--inter-node", type=_rate, metavar="GB/s", help="bandwidth of a node to others, one way")
+    links.add_argument("--latency-us", type=_rate, metavar="US", help="of a message to a neighbour (default: 5)")
+    links.add_argument("--gpus-per-node", type=positive, metavar="N", help="GPUs in a node (default: 8)")
+    links.add_argument("--gpus", type=positive, metavar="N", help="model up to so many GPUs (default: 1024)")
+    links.add_argument(
+        "--tflops", type=_rate, metavar="TFLOP/s", help="speed that a GPU reaches (default: this host's, calibrated)"
     )
     links.add_argument("--memory-bandwidth", type=_rate, metavar="GB/s", help="of a GPU's memory, beside --tflops")
     arguments = parser.parse_intermixed_args(argv)

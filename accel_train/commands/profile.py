@@ -12,9 +12,9 @@ def profile(argv: list[str]) -> None:
     """
     parser = make_parser(profile, "accel-train profile configs/quickstart.yaml --trace trace.json.gz")
     add_config(parser)
-    parser.add_argument("--steps", type=positive, default=5, metavar="N", help="steps that are recorded (5)")
-    parser.add_argument("--warmup", type=positive, default=3, metavar="N", help="steps before that (3)")
-    parser.add_argument("--top", type=positive, default=15, metavar="N", help="operators in the table (15)")
+    parser.add_argument("--steps", type=positive, default=5, metavar="N", help="steps that are recorded (default: 5)")
+    parser.add_argument("--warmup", type=positive, default=3, metavar="N", help="steps before these (default: 3)")
+    parser.add_argument("--top", type=positive, default=15, metavar="N", help="operators in the table (default: 15)")
     parser.add_argument("--trace", metavar="FILE", help=".json or .json.gz (default: run_dir/profile/trace.json.gz)")
     parser.add_argument(
         "--no-checkpoint", action="store_true", help="leave out the checkpoint that is written aside after the steps"

@@ -34,11 +34,15 @@ def search(argv: list[str]) -> None:
     _add_searched(parser)
     _add_queries(parser)
     output = parser.add_argument_group("results")
-    output.add_argument("--top", type=positive, default=10, metavar="N", help="results of each query (10)")
+    output.add_argument("--top", type=positive, default=10, metavar="N", help="results of each query (default: 10)")
     output.add_argument("--json", action="store_true", help="print JSON instead of lines")
     output.add_argument("--contact-sheet", metavar="PNG", help="draw the queries with the images found for them")
-    output.add_argument("--serve", action="store_true", help="a page on 127.0.0.1, which no other machine can reach")
-    output.add_argument("--port", type=int, metavar="N", help=f"of --serve; 0 takes a free one ({DEFAULT_PORT})")
+    output.add_argument(
+        "--serve", action="store_true", help="open a page on 127.0.0.1, which no other machine can reach"
+    )
+    output.add_argument(
+        "--port", type=int, metavar="N", help=f"port of --serve; 0 takes a free one (default: {DEFAULT_PORT})"
+    )
     arguments = parser.parse_intermixed_args(argv)
     _check(arguments)
 
@@ -84,24 +88,32 @@ def _add_searched(parser: Parser) -> None:
     searched.add_argument("--data", metavar="PATH", help="dataset of the split (default: data.path)")
     searched.add_argument("--texts", metavar="FILE", help="texts of a file, one a line")
     searched.add_argument(
-        "--features", metavar="FILE", help="written by `embed`; name what it is of beside it, to show it"
+        "--features",
+        metavar="FILE",
+        help="a file that `embed` wrote; name the folder or split that it is of as well, to see pictures",
     )
     searched.add_argument(
-        "--find", choices=tuple(KINDS), help="where there are both (default: images; both with --serve)"
+        "--find", choices=tuple(KINDS), help="what to find where there are both (default: images; with --serve both)"
     )
     searched.add_argument(
         "--index", metavar="FOLDER", help="where the index is kept (default: in ~/.cache/accel_train)"
     )
     searched.add_argument(
-        "--approximate", action="store_true", help="a graph instead of comparing all, for millions (accel_train[ann])"
+        "--approximate",
+        action="store_true",
+        help="search a graph instead of comparing all, for millions (pip install 'accel_train[ann]')",
     )
 
 
 def _add_queries(parser: Parser) -> None:
     queries = parser.add_argument_group("queries")
-    queries.add_argument("--query", action="append", default=[], metavar="TEXT", help="may be repeated")
-    queries.add_argument("--queries", metavar="FILE", help="texts of a file, one a line")
-    queries.add_argument("--query-image", action="append", default=[], metavar="FILE", help="may be repeated")
+    queries.add_argument(
+        "--query", action="append", default=[], metavar="TEXT", help="a text to search by; may be repeated"
+    )
+    queries.add_argument("--queries", metavar="FILE", help="texts to search by, one a line")
+    queries.add_argument(
+        "--query-image", action="append", default=[], metavar="FILE", help="an image to search by; may be repeated"
+    )
     queries.add_argument(
         "--templates", metavar="T", help="put texts into templates: a file with one a line, builtin:zh or builtin:en"
     )

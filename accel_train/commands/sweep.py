@@ -26,7 +26,8 @@ def sweep(argv: list[str]) -> None:
         action="append",
         default=[],
         metavar="KEY=FORM",
-        help="log LOW HIGH, uniform LOW HIGH, int LOW HIGH [STEP], choice [A, B, ...] or = EXPRESSION; may be repeated",
+        help="what to try for a key: log LOW HIGH, uniform LOW HIGH, int LOW HIGH [STEP], choice [A, B, ...] or "
+        "= EXPRESSION; may be repeated",
     )
     parser.add_argument(
         "--trials", type=positive, metavar="N", help="runs to start in all, over all workers (default: 40)"
@@ -34,14 +35,16 @@ def sweep(argv: list[str]) -> None:
     parser.add_argument("--score", metavar="NAME", help="what to maximise (default: the score that judges the runs)")
     parser.add_argument("--sweep-dir", metavar="FOLDER", help="folder of the sweep (default: run_dir with _sweep)")
     parser.add_argument("--pruner", metavar="NAME", help="what ends trials early: median (default), hyperband or none")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the search (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the search (default: 0)")
     parser.add_argument("--launch", metavar="COMMAND", help="launcher of each trial's ranks (default: one process)")
     parser.add_argument(
-        "--max-failures", type=positive, metavar="N", help="failed trials in a row that stop a worker (5)"
+        "--max-failures", type=positive, metavar="N", help="failed trials in a row that stop a worker (default: 5)"
     )
-    parser.add_argument("--keep-checkpoints", metavar="WHICH", help="best (default): only the best trial's; or all")
     parser.add_argument(
-        "--workers", type=positive, default=1, metavar="N", help="processes on this machine (default: 1)"
+        "--keep-checkpoints", metavar="WHICH", help="best (default), those of the best trial alone, or all"
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=1, metavar="N", help="workers to start on this machine (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON; progress goes to standard error")
     parser.add_argument("--one-of-several", action="store_true", help=argparse.SUPPRESS)

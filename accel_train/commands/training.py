@@ -10,7 +10,7 @@ from accel_train.config.faults import read_faults
 
 
 def train(argv: list[str]) -> None:
-    """Trains. Goes on by itself from the newest valid checkpoint in run_dir.
+    """Trains a model. Goes on by itself from the newest valid checkpoint in run_dir.
 
     Exit codes: 0 done, 1 training can't go on, 2 bad configuration or data, 75 stopped by a signal with a checkpoint
     written (start it again).
@@ -36,7 +36,7 @@ def train(argv: list[str]) -> None:
 
 
 def replay(argv: list[str]) -> None:
-    """Computes one step again on one process: which module was the first that was not finite.
+    """Computes one step again on one process, and names the first module whose output is not finite.
 
     Trains in a scratch folder from the checkpoint before that step; the run's own folder is only read. Exit code 1 if the
     step does not go as nonfinite/step_XXXXXXXX.json of the run says.
@@ -44,7 +44,9 @@ def replay(argv: list[str]) -> None:
     parser = make_parser(replay, "accel-train replay runs/quickstart --step 1234")
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help=OVERRIDES_HELP)
-    parser.add_argument("--step", type=positive, metavar="N", required=True, help="counted as in metrics.jsonl, from 1")
+    parser.add_argument(
+        "--step", type=positive, metavar="N", required=True, help="the step, counted from 1 as in metrics.jsonl"
+    )
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     arguments = parser.parse_intermixed_args(argv)
 
