@@ -2,8 +2,9 @@
 
     python scripts/measure_against_peers.py classification --texts debian-sections --work /tmp/peers --output peers.json
 
-Each side is started anew on two processes with one thread each, ours and the peer's by turns; the first steps of every
-run are left out. The environment needs the peer installed, or `--checkout` names its sources. None of its code is kept.
+Each side is started anew on two processes with one thread each (with --gpu on one device), ours and the peer's by turns; the
+first steps of every run are left out. The environment needs the peer installed, or `--checkout` names its sources. None of
+its code is kept.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def samples_per_second(workload: Workload, times: Pairs, skipped: int) -> tuple[
     return clock, processor
 
 
-def run_side(command: Command, times: Path, log: Path) -> Pairs:
+def run_side(command: Command, ranks: int, times: Path, log: Path) -> Pairs:
     """When each of its steps ended."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *command.paths])),
@@ -47,7 +48,7 @@ def run_side(command: Command, times: Path, log: Path) -> Pairs:
         "HF_HUB_OFFLINE": "1",
     }
     script = Path(__file__).parent / "peers" / command.script
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workloads.RANKS}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     with log.open("w") as output:
         failed = subprocess.run(
             [*launcher, str(script), str(times), *command.arguments],
@@ -71,7 +72,7 @@ def compare(workload: Workload, folder: Path, rounds: int, skipped: int) -> dict
             shutil.rmtree(folder / "runs", ignore_errors=True)
             times = folder / f"{workload.name}_{side}_{turn}.times"
             times.unlink(missing_ok=True)
-            found = run_side(command, times, folder / f"{workload.name}_{side}.log")
+            found = run_side(command, workload.ranks, times, folder / f"{workload.name}_{side}.log")
             rates[side].append(samples_per_second(workload, found, skipped))
             clock, processor = rates[side][-1]
             print(f"{workload.name} {side}: {clock:.1f} samples/s, {processor:.1f} a processor second", file=sys.stderr)
@@ -95,7 +96,8 @@ def chosen(options: argparse.Namespace) -> Workload:
         case "chinese_clip":
             return workloads.chinese_clip(options.checkout, *pairs)
         case "open_clip":
-            return workloads.open_clip(options.checkout, *pairs, options.variable_text)
+            scale = workloads.VIT_B_16 if options.gpu else workloads.SMALL
+            return workloads.open_clip(options.checkout, *pairs, scale=scale, variable_text=options.variable_text)
         case _:
             return workloads.sentence_transformers(*pairs)
 
@@ -122,12 +124,19 @@ def main() -> None:
         "--variable-text", action="store_true", help="open_clip pads captions to the longest of a batch"
     )
     parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="open_clip at ViT-B/16, a global batch of 1,024 on one CUDA device, bf16, compiled",
+    )
+    parser.add_argument(
         "--sampling", choices=["random", "group_by_length"], default="random", help="of transformers' Trainer"
     )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--skip", type=int, default=10, help="first steps of a run that do not count")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
+    if options.gpu and options.comparison != "open_clip":
+        parser.error("--gpu is for open_clip")
     options.work.mkdir(parents=True, exist_ok=True)
     workload = chosen(options)
     workload.peer.paths += options.path

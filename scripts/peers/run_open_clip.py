@@ -4,11 +4,14 @@ import json
 import sys
 from pathlib import Path
 
-from on_cpu import declare_operators, wrap_without_devices
+import torch
 from timed import time_steps
 
-declare_operators()
-wrap_without_devices()
+if not torch.cuda.is_available():
+    from on_cpu import declare_operators, wrap_without_devices
+
+    declare_operators()
+    wrap_without_devices()
 time_steps(sys.argv[1], last_step=int(sys.argv[4]))
 
 from open_clip.factory import add_model_config  # noqa: E402

@@ -13,12 +13,51 @@ from transformers import BertTokenizerFast, CLIPConfig, CLIPModel
 
 HERE = Path(__file__).parent
 RANKS = 2
-WIDTH, IMAGE_LAYERS, TEXT_LAYERS, HEADS, PROJECTION = 256, 6, 4, 4, 256
-IMAGE_SIZE, PATCH_SIZE, TEXT_LENGTH = 64, 16, 52
-GLOBAL_BATCH, LR, BETAS, EPS, WEIGHT_DECAY = 128, 1e-4, (0.9, 0.98), 1e-6, 0.001
+"""Processes of a comparison on a CPU."""
+TEXT_LENGTH, VOCAB_SIZE = 52, 21128
+LR, BETAS, EPS, WEIGHT_DECAY = 1e-4, (0.9, 0.98), 1e-6, 0.001
 CLASSIFIER = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
 CLASSIFIER_BATCH, CLASSIFIER_LENGTH = 80, 64
 WARMUP_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    layers: int
+    width: int
+    heads: int
+
+    def sizes(self) -> dict[str, int]:
+        """In the words of transformers."""
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": 4 * self.width,
+            "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What is trained in a contrastive comparison, and on what."""
+
+    image: Tower
+    text: Tower
+    projection: int
+    image_size: int
+    patch_size: int
+    global_batch: int
+    ranks: int
+    on_gpu: bool = False
+    """bf16 and compiled on one CUDA device, with loader workers; else fp32 on CPU cores without."""
+    workers: int = 0
+
+    def micro_batch(self, accumulate: int) -> int:
+        return self.global_batch // self.ranks // accumulate
+
+
+SMALL = Scale(Tower(6, 256, 4), Tower(4, 256, 4), 256, 64, 16, 128, RANKS)
+VIT_B_16 = Scale(Tower(12, 768, 12), Tower(12, 512, 8), 512, 224, 16, 1024, 1, on_gpu=True, workers=12)
 
 
 @dataclass
@@ -39,6 +78,7 @@ class Workload:
     peer: Command
     samples: int
     """In one optimizer step."""
+    ranks: int = RANKS
     is_ragged: bool = False
     """Steps differ in cost by what is in them, so their mean counts and not their median."""
 
@@ -48,14 +88,15 @@ def accel_train(*arguments: str) -> None:
     subprocess.run(command, cwd=HERE.parents[1], check=True, stdout=subprocess.DEVNULL)
 
 
-def our_run(folder: Path, name: str, steps: int, **sections: Any) -> dict[str, Any]:
+def our_run(folder: Path, name: str, steps: int, *, on_gpu: bool = False, **sections: Any) -> dict[str, Any]:
     """A configuration that trains and does nothing else."""
     return {
         "run_dir": str(folder / "runs" / name),
         "max_steps": steps,
         "schedule": {"name": "cosine", "warmup_steps": WARMUP_STEPS},
         "checkpoint": {"save_every": None},
-        "compute": {"num_threads": 1},
+        "compute": {"compile": True} if on_gpu else {"num_threads": 1},
+        "precision": "bf16" if on_gpu else "fp32",
     } | sections
 
 
@@ -105,22 +146,23 @@ def classification(source: Path, folder: Path, steps: int, sampling: str) -> Wor
 
 
 def contrastive(
-    folder: Path, name: str, steps: int, accumulate: int, model: dict[str, Any], **data: Any
+    scale: Scale, folder: Path, name: str, steps: int, accumulate: int, model: dict[str, Any], **data: Any
 ) -> dict[str, Any]:
     """Our configuration of a contrastive run on emoji-zh."""
     return our_run(
         folder,
         name,
         steps,
+        on_gpu=scale.on_gpu,
         model=model,
         data={
             "path": str(folder / "pairs"),
             "valid_split": None,
-            "image_size": IMAGE_SIZE,
+            "image_size": scale.image_size,
             "max_text_length": TEXT_LENGTH,
-            "global_batch_size": GLOBAL_BATCH,
-            "micro_batch_size": GLOBAL_BATCH // RANKS // accumulate,
-            "num_workers": 0,
+            "global_batch_size": scale.global_batch,
+            "micro_batch_size": scale.micro_batch(accumulate),
+            "num_workers": scale.workers,
         }
         | data,
         loss={"positives": "own"},
@@ -144,18 +186,18 @@ def chinese_clip(checkout: Path, source: Path, vocabulary: Path, folder: Path, s
     copy = folder / "chinese_clip"
     shutil.copytree(checkout / "cn_clip", copy / "cn_clip", dirs_exist_ok=True)
     image = {
-        "embed_dim": PROJECTION,
-        "image_resolution": IMAGE_SIZE,
-        "vision_layers": IMAGE_LAYERS,
-        "vision_width": WIDTH,
-        "vision_patch_size": PATCH_SIZE,
+        "embed_dim": SMALL.projection,
+        "image_resolution": SMALL.image_size,
+        "vision_layers": SMALL.image.layers,
+        "vision_width": SMALL.image.width,
+        "vision_patch_size": SMALL.patch_size,
     }
     sizes = copy / "cn_clip/clip/model_configs"
     text = json.loads((checkout / "cn_clip/clip/model_configs/RBT3-chinese.json").read_text()) | {
-        "text_hidden_size": WIDTH,
-        "text_intermediate_size": 4 * WIDTH,
-        "text_num_attention_heads": HEADS,
-        "text_num_hidden_layers": TEXT_LAYERS,
+        "text_hidden_size": SMALL.text.width,
+        "text_intermediate_size": 4 * SMALL.text.width,
+        "text_num_attention_heads": SMALL.text.heads,
+        "text_num_hidden_layers": SMALL.text.layers,
     }
     (sizes / "ViT-B-16.json").write_text(json.dumps(image))
     (sizes / "RBT3-chinese.json").write_text(json.dumps(text))
@@ -169,7 +211,7 @@ def chinese_clip(checkout: Path, source: Path, vocabulary: Path, folder: Path, s
         "num-workers": 0,
         "logs": folder / "runs",
         "name": f"peer_{name}",
-        "batch-size": GLOBAL_BATCH // RANKS // accumulate,
+        "batch-size": SMALL.micro_batch(accumulate),
         "accum-freq": accumulate,
         "max-steps": steps,
         "context-length": TEXT_LENGTH,
@@ -185,6 +227,7 @@ def chinese_clip(checkout: Path, source: Path, vocabulary: Path, folder: Path, s
         "save-epoch-frequency": 0,
     }
     ours = contrastive(
+        SMALL,
         folder,
         name,
         steps,
@@ -193,16 +236,16 @@ def chinese_clip(checkout: Path, source: Path, vocabulary: Path, folder: Path, s
             "type": "chinese_clip",
             "size": "vit_b_16_rbt3",
             "config": {
-                "projection_dim": PROJECTION,
-                "vision_config": _tower(IMAGE_LAYERS),
-                "text_config": _tower(TEXT_LAYERS),
+                "projection_dim": SMALL.projection,
+                "vision_config": SMALL.image.sizes(),
+                "text_config": SMALL.text.sizes(),
             },
         },
         tokenizer=str(vocabulary),
         text_cleaning="chinese_clip",
     )
     command = Command("run_chinese_clip.py", [options_file(folder, name, arguments)], [copy])
-    return Workload(name, ours, command, GLOBAL_BATCH)
+    return Workload(name, ours, command, SMALL.global_batch)
 
 
 def options_file(folder: Path, name: str, arguments: dict[str, Any], *switches: str) -> str:
@@ -212,17 +255,16 @@ def options_file(folder: Path, name: str, arguments: dict[str, Any], *switches: 
     return str(path)
 
 
-def _tower(layers: int) -> dict[str, int]:
-    return {
-        "hidden_size": WIDTH,
-        "intermediate_size": 4 * WIDTH,
-        "num_attention_heads": HEADS,
-        "num_hidden_layers": layers,
-    }
-
-
 def open_clip(
-    checkout: Path, source: Path, vocabulary: Path, folder: Path, steps: int, accumulate: int, variable_text: bool
+    checkout: Path,
+    source: Path,
+    vocabulary: Path,
+    folder: Path,
+    steps: int,
+    accumulate: int,
+    *,
+    scale: Scale,
+    variable_text: bool,
 ) -> Workload:
     """Its trainer on a CSV of the same images as files; the captions are cut by the same WordPiece vocabulary."""
     import_pairs(source, folder)
@@ -232,24 +274,24 @@ def open_clip(
         write_files(source, folder / "images", table)
     name = f"open_clip{'_variable_text' if variable_text else ''}_accumulate_{accumulate}"
     sizes = {
-        "embed_dim": PROJECTION,
+        "embed_dim": scale.projection,
         "quick_gelu": True,
         "custom_text": variable_text,
         "vision_cfg": {
-            "image_size": IMAGE_SIZE,
-            "layers": IMAGE_LAYERS,
-            "width": WIDTH,
-            "head_width": WIDTH // HEADS,
-            "patch_size": PATCH_SIZE,
+            "image_size": scale.image_size,
+            "layers": scale.image.layers,
+            "width": scale.image.width,
+            "head_width": scale.image.width // scale.image.heads,
+            "patch_size": scale.patch_size,
         },
         "text_cfg": {
             "context_length": TEXT_LENGTH,
-            "vocab_size": 21128,
+            "vocab_size": VOCAB_SIZE,
             "hf_tokenizer_name": str(tokenizer),
             "variable_text": variable_text,
-            "width": WIDTH,
-            "heads": HEADS,
-            "layers": TEXT_LAYERS,
+            "width": scale.text.width,
+            "heads": scale.text.heads,
+            "layers": scale.text.layers,
             "pool_type": "eos",
             "eos_id": 102,
         },
@@ -261,10 +303,10 @@ def open_clip(
         "train-data": table,
         "dataset-type": "csv",
         "csv-separator": ",",
-        "workers": 0,
+        "workers": scale.workers,
         "logs": folder / "runs",
         "name": f"peer_{name}",
-        "batch-size": GLOBAL_BATCH // RANKS // accumulate,
+        "batch-size": scale.micro_batch(accumulate),
         "accum-freq": accumulate,
         "epochs": steps,  # its length is in epochs alone: it is left after as many steps
         "lr": LR,
@@ -273,33 +315,35 @@ def open_clip(
         "eps": EPS,
         "wd": WEIGHT_DECAY,
         "warmup": WARMUP_STEPS,
-        "precision": "fp32",
-        "device": "cpu",
-        "dist-backend": "gloo",
+        "precision": "amp_bf16" if scale.on_gpu else "fp32",
+        "device": "cuda" if scale.on_gpu else "cpu",
+        "dist-backend": "nccl" if scale.on_gpu else "gloo",
         "log-every-n-steps": 10,
         "save-frequency": 0,
     }
     # Every rank works on its own rows of the similarities, with the exact gradient: its authors' advice.
-    options = options_file(folder, name, arguments, "--local-loss", "--gather-with-grad")
+    switches = ["--local-loss", "--gather-with-grad", *(["--torchcompile"] if scale.on_gpu else [])]
+    options = options_file(folder, name, arguments, *switches)
     ours = contrastive(
+        scale,
         folder,
         name,
         steps,
         accumulate,
-        {"type": "clip", "size": "vit_b_16", "config": clip_sizes()},
+        {"type": "clip", "size": "vit_b_16", "config": clip_sizes(scale)},
         tokenizer=str(vocabulary),
         augmentation={"crop_scale": [0.9, 1.0]},
     )
     command = Command("run_open_clip.py", [str(path), options, str(steps)], [checkout / "src"])
-    return Workload(name, ours, command, GLOBAL_BATCH)
+    return Workload(name, ours, command, scale.global_batch, scale.ranks)
 
 
-def clip_sizes() -> dict[str, Any]:
-    text = {"vocab_size": 21128, "bos_token_id": 101, "eos_token_id": 102, "max_position_embeddings": TEXT_LENGTH}
+def clip_sizes(scale: Scale) -> dict[str, Any]:
+    text = {"vocab_size": VOCAB_SIZE, "bos_token_id": 101, "eos_token_id": 102, "max_position_embeddings": TEXT_LENGTH}
     return {
-        "projection_dim": PROJECTION,
-        "vision_config": _tower(IMAGE_LAYERS),
-        "text_config": _tower(TEXT_LAYERS) | text,
+        "projection_dim": scale.projection,
+        "vision_config": scale.image.sizes(),
+        "text_config": scale.text.sizes() | text,
     }
 
 
@@ -323,17 +367,17 @@ def sentence_transformers(source: Path, vocabulary: Path, folder: Path, steps: i
     name = f"sentence_transformers_accumulate_{accumulate}"
     model = folder / "clip"
     if not model.exists():
-        sizes = clip_sizes()
-        sizes["vision_config"] |= {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+        sizes = clip_sizes(SMALL)
+        sizes["vision_config"] |= {"image_size": SMALL.image_size, "patch_size": SMALL.patch_size}
         CLIPModel(CLIPConfig(**sizes)).save_pretrained(model)
     settings = {
         "model": str(model),
         "source": str(source),
         "vocabulary": str(vocabulary),
-        "image_size": IMAGE_SIZE,
+        "image_size": SMALL.image_size,
         "text_length": TEXT_LENGTH,
-        "per_device_batch": GLOBAL_BATCH // RANKS,
-        "mini_batch": GLOBAL_BATCH // RANKS // accumulate,
+        "per_device_batch": SMALL.micro_batch(1),
+        "mini_batch": SMALL.micro_batch(accumulate),
         "max_steps": steps,
         "learning_rate": LR,
         "betas": BETAS,
@@ -345,12 +389,13 @@ def sentence_transformers(source: Path, vocabulary: Path, folder: Path, steps: i
     path = folder / f"{name}.json"
     path.write_text(json.dumps(settings))
     ours = contrastive(
+        SMALL,
         folder,
         name,
         steps,
         accumulate,
-        {"type": "clip", "size": "vit_b_16", "config": clip_sizes()},
+        {"type": "clip", "size": "vit_b_16", "config": clip_sizes(SMALL)},
         tokenizer=str(vocabulary),
         sort_by_length=True,
     )
-    return Workload(name, ours, Command("run_sentence_transformers.py", [str(path)]), GLOBAL_BATCH)
+    return Workload(name, ours, Command("run_sentence_transformers.py", [str(path)]), SMALL.global_batch)

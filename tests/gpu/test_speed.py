@@ -6,15 +6,27 @@ Weights are random, which changes no figure, and the data is in the package or m
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from accel_train.config.load import load_config
+from accel_train.data.arrow_split import FORMAT_VERSION
+from accel_train.data.arrow_writer import SplitWriter
+from accel_train.data.text import caption_vocabulary, save_tokenizer
+from accel_train.engine.build import build_engine
+from accel_train.run_log import RunLog
+from accel_train.set_up import set_up
+from accel_train.stopping import StopRequest
 from accel_train.tools.bench.figures import Figure
+from accel_train.train import advance, global_batches
 from tests import labelled
+from tests.data.conftest import encoded_image
 from tests.short_runs import ROOT
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
@@ -137,3 +149,49 @@ def test_classifier_of_a_billion(record: Callable[[Figure], None], tmp_path: Pat
             unit="tokens/s",
         )
     )
+
+
+def test_the_largest_exact_batch(record: Callable[[Figure], None], tmp_path: Path) -> None:
+    """One loss over 262,144 pairs on one device, in 256 micro-batches: two steps, the second one timed."""
+    batch = 262_144
+    config = contrastive("vit_b_16", batch, 1024)
+    config["data"] |= {"path": str(pairs(tmp_path / "pairs", batch)), "num_workers": 14}
+    config |= {"run_dir": str(tmp_path / "run"), "max_steps": 2}
+    path = tmp_path / "largest.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    loaded = load_config(path)
+    engine = build_engine(loaded)
+    log = RunLog(tmp_path / "run", is_main=True, rank=0)
+    run = set_up(loaded, engine, log, StopRequest(), fresh=False)
+    for global_batch in global_batches(run):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        losses, norms = advance(run, global_batch, [batch])
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    assert norms.isfinite().all() and all(loss.isfinite() for loss in losses.losses.values())
+    memory = torch.cuda.max_memory_allocated() / 2**30
+    log.close()
+    engine.close()
+    how = "one step of Chinese-CLIP vit_b_16 at a global batch of 262,144 in micro-batches of 1,024, bf16, compiled blocks"
+    whole = torch.cuda.get_device_properties(0).total_memory / 2**30
+    record(Figure("gpu/largest_batch_memory", memory, 0.0, whole, how, better="lower", unit="GiB"))
+    record(
+        Figure(
+            "gpu/largest_batch_samples_per_second", batch / seconds, 0.0, None, f"{how}, data at hand", unit="samples/s"
+        )
+    )
+
+
+def pairs(folder: Path, number: int) -> Path:
+    """Images of coloured noise, each with 64 captions of its own, all of them different."""
+    writer = SplitWriter(folder / "train")
+    for index in range(number // 64):
+        writer.add_image(f"image{index}", encoded_image(index, (224, 224), "JPEG"))
+    for index in range(number):
+        writer.add_text(f"text{index}", f"picture {index // 64} seen by {index % 64}", [index // 64])
+    content = {"format_version": FORMAT_VERSION, "splits": {"train": writer.close()}}
+    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    save_tokenizer(caption_vocabulary(["picture seen by 0123456789"], 1000), folder / "tokenizer")
+    return folder
