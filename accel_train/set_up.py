@@ -50,10 +50,11 @@ def set_up(
     folders of the model, the seed.
     """
     micro_batches = num_micro_batches(config, engine.world_size)
+    ranks = f"{engine.world_size} rank{'s' * (engine.world_size != 1)}"
     log.say(
         f"engine {engine.launch.engine} ({type(engine).__name__}) on {engine.world_size} x {engine.device.type}, "
-        f"{config.precision}; a global batch of {config.data.global_batch_size} is {engine.world_size} ranks x "
-        f"{micro_batches} micro-batches x {config.data.micro_batch_size}"
+        f"{config.precision}; a global batch of {config.data.global_batch_size} is {ranks} x "
+        f"{micro_batches} micro-batch{'es' * (micro_batches != 1)} of {config.data.micro_batch_size}"
     )
     if scaling := scaling_in_words(config.optimizer, config.data.global_batch_size):
         log.say(f"optimizer.lr_scaling: {scaling}")

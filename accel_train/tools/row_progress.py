@@ -27,7 +27,7 @@ SECONDS_BETWEEN_LINES = 30.0
 class RowProgress:
     """A context: `advance` counts rows, or what `unit` says, of `total`, if that is known. Only the main rank shows it.
 
-    Standard output stays free for results. With --quiet nothing is shown.
+    Standard output stays free for results, and the bar vanishes at the end. With --quiet nothing is shown.
     """
 
     def __init__(self, what: str, total: int | None, *, done: int = 0, shown: bool, unit: str = "rows") -> None:
@@ -49,7 +49,7 @@ class RowProgress:
             else:
                 left = TextColumn("left"), TimeRemainingColumn()
                 columns = (*columns, BarColumn(), MofNCompleteColumn(), rate, *left)
-            self._bar = Progress(*columns, console=console)
+            self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, rate="")
             self._bar.start()
         return self
@@ -60,7 +60,7 @@ class RowProgress:
             return
         now = time.monotonic()
         per_second = (self.done - self._done_before) / max(now - self._started, 1e-9)
-        rate = f"{per_second:.1f} {self.unit}/s"
+        rate = f"{per_second:.1f} {self.unit}/s" if per_second >= 1 else f"{1 / max(per_second, 1e-9):.1f} s each"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:

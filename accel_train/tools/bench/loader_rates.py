@@ -81,7 +81,7 @@ def loader_rate(run: Run, num_workers: int) -> float:
     what = f"loader alone, {num_workers} worker{'s' * (num_workers != 1)}"
     with (
         closing(steps),
-        RowProgress(what, ahead + FEWEST_STEPS, done=0, shown=engine.is_main, unit="steps") as progress,
+        RowProgress(what, None, shown=engine.is_main, unit="steps") as progress,  # until the time is over
     ):
         for _ in range(ahead):
             next(steps)

@@ -149,7 +149,7 @@ def show(run: Run, folder: Path, tests: list[RangeTest], rows: list[Rate], *, as
 
 
 def _summary(tests: list[RangeTest]) -> Table:
-    table = Table(title="Learning rate range test")
+    table = Table(title="Learning rate range test", title_justify="left", title_style="bold")
     table.add_column("curve")
     for column in ("configured", "steepest", "turns", "diverges", "suggested"):
         table.add_column(column, justify="right")
