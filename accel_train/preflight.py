@@ -61,9 +61,10 @@ def preflight(engine: Engine, config: RunConfig, run_dir: Path | None) -> list[s
         raise NotNow(
             "the ranks of this launch don't fit together, so nothing was started. " + " ".join(problems), code="AT206"
         )
+    places = f"{len(set(hosts))} hosts" if len(set(hosts)) > 1 else "one host"
     return [
-        f"preflight: {engine.world_size} ranks on {len(set(hosts))} hosts share configuration, code, packages, clock and "
-        f"folder; {time.monotonic() - began:.2f} s"
+        f"preflight: {engine.world_size} ranks on {places} share configuration, code, packages, clock and folder; "
+        f"{time.monotonic() - began:.2f} s"
     ]
 
 

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from accel_train.quiet import is_quiet
 
@@ -47,9 +48,11 @@ class RowProgress:
             if self.total is None:
                 columns = (*columns, TextColumn("{task.completed:,} " + self.unit), rate, TimeElapsedColumn())
             else:
-                left = TextColumn("left"), TimeRemainingColumn()
-                columns = (*columns, BarColumn(), MofNCompleteColumn(), rate, *left)
-            self._bar = Progress(*columns, console=console, transient=True)
+                count = MofNCompleteColumn(table_column=Column(no_wrap=True))  # so a narrow terminal shortens the bar
+                left = TextColumn("left"), TimeRemainingColumn(table_column=Column(no_wrap=True))
+                columns = (*columns, BarColumn(), count, rate, *left)
+            # Else rich would send to the terminal what is meant for a file or a pipe.
+            self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
             self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, rate="")
             self._bar.start()
         return self
@@ -60,12 +63,17 @@ class RowProgress:
             return
         now = time.monotonic()
         per_second = (self.done - self._done_before) / max(now - self._started, 1e-9)
-        rate = f"{per_second:.1f} {self.unit}/s" if per_second >= 1 else f"{1 / max(per_second, 1e-9):.1f} s each"
+        rate = self._rate(per_second)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             print(self._line(rate, per_second), file=sys.stderr, flush=True)
+
+    def _rate(self, per_second: float) -> str:
+        if per_second < 1:
+            return f"{1 / max(per_second, 1e-9):.1f} s each"
+        return f"{per_second:.{0 if per_second >= 100 else 1}f} {self.unit}/s"
 
     def _line(self, rate: str, per_second: float) -> str:
         if self.total is None:

@@ -29,7 +29,7 @@ def test_the_same_launch_repeats_a_run_to_the_last_bit(finished: Experiment) -> 
     last, before = sorted(finished.steps_on_disk())[-1:-3:-1]
     assert found["nothing"][0] == [0, 0]
     assert "numbers must be equal to the last bit" in found["nothing"][1]
-    assert f"compared with the checkpoints of steps {last}" in found["nothing"][1]
+    assert f"compared with the checkpoint of step {last}" in found["nothing"][1]
     assert found["other_order"][0] == [1, 1]
     assert f"step {before + 1}: other samples than then" in found["other_order"][1]
     assert found["other_pixels"][0] == [1, 1]

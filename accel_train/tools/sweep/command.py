@@ -44,7 +44,7 @@ def sweep_command(
         if workers > 1:
             run_workers(sweep, argv, workers, as_json=as_json)
         else:
-            work(sweep, score, console)
+            work(sweep, score, console, show_progress=not is_one_of_several)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -12,6 +12,7 @@ from accel_train.config.schema import RunConfig
 from accel_train.errors import CheckFailed, Stopped, UserError
 from accel_train.quiet import is_quiet
 from accel_train.stopping import StopRequest
+from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.sweep.results import best_trial, write_results
 from accel_train.tools.sweep.settings import Sweep, trial_config
 from accel_train.tools.sweep.space import as_text
@@ -24,12 +25,13 @@ CONFIG = "sweep_trial.yaml"
 ENDS = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
-def work(sweep: Sweep, score: str, console: Console) -> None:
+def work(sweep: Sweep, score: str, console: Console, *, show_progress: bool = False) -> None:
     """Raises Stopped after a signal, its trial saved, and CheckFailed after too many failures in a row."""
     study = open_study(sweep)
     failures = 0
     stop = StopRequest()
-    with stop.listening():
+    progress = RowProgress("trials", sweep.settings.trials, done=num_over(study), shown=show_progress, unit="trials")
+    with stop.listening(), progress:
         while stop.signal is None and (taken := take_trial(study, sweep, stop)) is not None:
             try:
                 outcome = carry_out(taken, sweep, score, stop, console)
@@ -39,6 +41,7 @@ def work(sweep: Sweep, score: str, console: Console) -> None:
                 raise _stopped(sweep, f"trial {taken.trial.number} was saved")
             write_results(study, sweep, score)
             forget_checkpoints(study, sweep)
+            progress.advance(num_over(study) - progress.done)
             failures = failures + 1 if outcome.state == "failed" else 0
             if failures >= sweep.settings.max_failures:
                 raise CheckFailed(
@@ -47,6 +50,11 @@ def work(sweep: Sweep, score: str, console: Console) -> None:
                 )
         if stop.signal is not None:
             raise _stopped(sweep, "no trial was running")
+
+
+def num_over(study: optuna.Study) -> int:
+    """Trials that are complete, pruned or failed, whichever worker ran them."""
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def carry_out(taken: Taken, sweep: Sweep, score: str, stop: StopRequest, console: Console) -> Outcome:

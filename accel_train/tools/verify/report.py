@@ -1,35 +1,49 @@
 """A reading as a table and as JSON."""
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from accel_train.tools.verify.comparison import GroupReading, Reading
 from accel_train.tools.verify.verdict import Tolerance, named, problems, wrong_groups
 
-COLUMNS = ("lr asked", "applied", "decay", "clip", "grad", "error", "cosine", "length", "update", "upd/weight")
+SETTINGS = ("lr asked", "applied", "decay", "clip")
+NUMBERS = ("grad", "error", "cosine", "length", "update", "upd/weight")
+MIN_WIDTH = 110
+"""Columns that the whole table needs."""
 PAIRS = ("lr", "weight_decay", "max_grad_norm")
 
 
-def step_table(reading: Reading, tolerance: Tolerance) -> Table:
-    """One line for each parameter group; what is off is marked."""
+def print_tables(reading: Reading, tolerance: Tolerance, console: Console) -> None:
+    """A line for each parameter group; what is off is marked. On a narrow terminal settings and numbers stand apart."""
     marked = wrong_groups(reading, tolerance)
+    if not console.is_terminal:
+        console.width = max(console.width, MIN_WIDTH)
+    if console.width < MIN_WIDTH:
+        console.print(_table(reading, marked, SETTINGS), _table(reading, marked, NUMBERS))
+    else:
+        console.print(_table(reading, marked, (*SETTINGS, *NUMBERS)))
+
+
+def _table(reading: Reading, marked: Collection[str], columns: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("group", overflow="fold")
-    for name in COLUMNS:
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for group in reading.groups:
-        table.add_row(*_cells(group), style="red" if group.name in marked else None)
+        cells = dict(zip((*SETTINGS, *NUMBERS), _cells(group), strict=True))
+        table.add_row(group.name, *(cells[name] for name in columns), style="red" if group.name in marked else None)
     return table
 
 
 def _cells(group: GroupReading) -> list[str]:
     clip = group.max_grad_norm[0]
     return [
-        group.name,
         f"{group.lr[0]:.3g}",
         f"{group.lr[1]:.3g}",
         f"{group.weight_decay[1]:g}",

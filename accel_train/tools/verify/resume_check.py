@@ -73,10 +73,13 @@ def verify_resume(config: RunConfig, *, num_steps: int | None, tolerance: float 
         if replay.problems:
             raise CheckFailed("\n- ".join(["the replay is not the run:", *replay.problems]), code="AT701")
         compared = ", ".join(str(step) for step in replay.checkpoints)
+        of_steps = (
+            f"checkpoint of step {compared}" if len(replay.checkpoints) == 1 else f"checkpoints of steps {compared}"
+        )
         say(
             f"{end - start} steps with the same samples; losses and gradient norms "
             + ("equal to the last bit" if replay.exact else f"within {replay.largest_difference:.1e}")
-            + (f"; weights and optimizer state compared with the checkpoints of steps {compared}" if compared else "")
+            + (f"; weights and optimizer state compared with the {of_steps}" if compared else "")
         )
     finally:
         engine.close()

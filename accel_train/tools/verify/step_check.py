@@ -19,11 +19,8 @@ from accel_train.tools.verify.launched import Launched, take_launched_step
 from accel_train.tools.verify.plain import find_plain_gradients
 from accel_train.tools.verify.plain_update import take_plain_update
 from accel_train.tools.verify.report import as_json as reading_as_json
-from accel_train.tools.verify.report import step_lines, step_table
+from accel_train.tools.verify.report import print_tables, step_lines
 from accel_train.tools.verify.verdict import FP32_TOLERANCE, TOLERANCES, Tolerance, problems
-
-WIDTH = 110
-"""Columns that the table needs; a narrower terminal folds its lines."""
 
 
 def verify_step(
@@ -60,7 +57,7 @@ def verify_step(
             print(json.dumps({"compared_with": how, **reading_as_json(reading, limits)}, indent=1))
         elif reading is not None:
             say(f"compared with: {how}")
-            Console(highlight=False, width=max(Console().width, WIDTH)).print(step_table(reading, limits))
+            print_tables(reading, limits, Console(highlight=False))
             for line in step_lines(reading, limits):
                 say(line)
         found = engine.gather_objects(found)[0]
