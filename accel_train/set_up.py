@@ -50,12 +50,7 @@ def set_up(
     folders of the model, the seed.
     """
     micro_batches = num_micro_batches(config, engine.world_size)
-    ranks = f"{engine.world_size} rank{'s' * (engine.world_size != 1)}"
-    log.say(
-        f"engine {engine.launch.engine} ({type(engine).__name__}) on {engine.world_size} x {engine.device.type}, "
-        f"{config.precision}; a global batch of {config.data.global_batch_size} is {ranks} x "
-        f"{micro_batches} micro-batch{'es' * (micro_batches != 1)} of {config.data.micro_batch_size}"
-    )
+    log.say(_engine_in_words(config, engine, micro_batches))
     if scaling := scaling_in_words(config.optimizer, config.data.global_batch_size):
         log.say(f"optimizer.lr_scaling: {scaling}")
     task, model = engine.together(lambda: build_model(config))
@@ -112,6 +107,15 @@ def set_up(
     engine.together(lambda: leave_groups(run))
     engine.start_trackers({path: str(value) for path, value in leaves(config.model_dump()).items()})
     return run
+
+
+def _engine_in_words(config: RunConfig, engine: Engine, micro_batches: int) -> str:
+    ranks = f"{engine.world_size} rank{'s' * (engine.world_size != 1)}"
+    return (
+        f"engine {engine.launch.engine} ({type(engine).__name__}) on {engine.world_size} x {engine.device.type}, "
+        f"{config.precision}; a global batch of {config.data.global_batch_size} is {ranks} x "
+        f"{micro_batches} micro-batch{'es' * (micro_batches != 1)} of {config.data.micro_batch_size}"
+    )
 
 
 def find_resumable(

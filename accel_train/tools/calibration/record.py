@@ -74,7 +74,7 @@ def read_calibration() -> Calibration:
     """Raises UserError where there is none, or one that says nothing of this machine."""
     path = calibration_path()
     if not path.is_file():
-        raise UserError(f"{path} is not there: the speed of this host has not been measured. {HOW}.")
+        raise UserError(f"the speed of this host has not been measured. {HOW}.")
     try:
         found = read_json(path.read_text(encoding="utf-8"))
         if found["format_version"] != FORMAT_VERSION:

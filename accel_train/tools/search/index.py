@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,7 @@ Key = tuple[str, str]
 class Indexed:
     """The items of a collection that can be searched."""
 
-    rows: list[int]
+    rows: Sequence[int]
     """Row of the collection for each feature, rising."""
     features: Tensor
     """(n, D) fp32, L2-normalised."""

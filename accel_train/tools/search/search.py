@@ -186,5 +186,5 @@ def open_search(
 
 def _indexed(folder: Path, collection: Collection, encoder: Encoder, show_progress: bool) -> Indexed:
     if isinstance(collection, Stored):
-        return Indexed(list(range(len(collection.ids))), collection.features, collection.token)
+        return Indexed(range(len(collection.ids)), collection.features, collection.token)
     return update(folder, collection, encoder, show_progress=show_progress)
