@@ -14,7 +14,7 @@ from accelerate import Accelerator, DeepSpeedPlugin
 from torch import Tensor, nn
 from transformers.integrations import unset_hf_deepspeed_config
 
-from accel_train.engine.buffers import REDUCE_BUCKET, ZERO3_LIVE
+from accel_train.engine import buffers
 from accel_train.engine.engine import Engine, Gradients
 from accel_train.engine.launch import Launch
 from accel_train.engine.shards import Shard
@@ -38,9 +38,10 @@ def zero_plugin(launch: Launch, micro_batch_size: int) -> DeepSpeedPlugin:
         "ignore", message=r".*torch\.distributed\.\w+_tensor.* is deprecated", category=FutureWarning
     )
     stage = int(launch.engine.removeprefix("zero"))
-    sharding: dict[str, Any] = {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET}
+    sharding: dict[str, Any] = {"stage": stage, "reduce_bucket_size": buffers.REDUCE_BUCKET}
     if stage == 3:
-        sharding |= {"stage3_max_live_parameters": ZERO3_LIVE, "stage3_max_reuse_distance": ZERO3_LIVE}
+        sharding |= {"stage3_max_live_parameters": buffers.ZERO3_LIVE}
+        sharding |= {"stage3_max_reuse_distance": buffers.ZERO3_LIVE}
         sharding["memory_efficient_linear"] = False  # ours is: zero_linear.py
     if launch.offload_optimizer:
         sharding["offload_optimizer"] = {"device": "cpu"}

@@ -14,7 +14,6 @@ from accel_train.progress import Meter
 from accel_train.tools.bench.command import as_bench
 from accel_train.tools.rehearsal import rehearsal
 from accel_train.train import global_batches, one_step
-from tests.tools.plan.memory_worker import is_memory
 
 
 def main(config_path: str, *overrides: str) -> None:
@@ -28,7 +27,9 @@ def main(config_path: str, *overrides: str) -> None:
             one_step(run, batch, meter)
         events = record.profiler.kineto_results.events()  # type: ignore[union-attr]
         sizes = sorted(
-            (event.start_ns(), place, event.nbytes()) for place, event in enumerate(events) if is_memory(event)
+            (event.start_ns(), place, event.nbytes())
+            for place, event in enumerate(events)
+            if event.name() == "[memory]"
         )
         print(max(accumulate(size for _, _, size in sizes)))
 

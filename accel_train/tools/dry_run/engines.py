@@ -4,9 +4,10 @@ from torch import nn
 
 from accel_train.config.schema import OptimizerSection
 from accel_train.optim.param_groups import GroupPlan
-from accel_train.tools.dry_run.by_blocks import FullySharded, ZeroThree
 from accel_train.tools.dry_run.counting import Counting
+from accel_train.tools.dry_run.fully_sharded import FullySharded
 from accel_train.tools.dry_run.spread import OneCopy, Spread, ZeroOneOrTwo, ZeroTwo
+from accel_train.tools.dry_run.zero_three import ZeroThree
 
 SPREADS: dict[str, type[Spread]] = {
     "ddp": OneCopy,

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from accel_train.config.schema import OptimizerSection
-from accel_train.engine.buffers import REDUCE_BUCKET
+from accel_train.engine import buffers
 from accel_train.optim.optimizers import state_names
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.tools.dry_run.counting import Counting
-from accel_train.tools.dry_run.reduction import FLOAT_BYTES, ReduceBucket
+from accel_train.tools.dry_run.reduction import FLOAT_BYTES, BucketOfSlices, backend_copies
+
+PAIR = 2
+"""DeepSpeed gives each rank's flat partition an even number of numbers."""
 
 
 def num_bytes(parameters: Sequence[nn.Parameter]) -> int:
@@ -100,52 +103,71 @@ class OneCopy(Spread):
 
 
 class ZeroOneOrTwo(Spread):
-    """Flat weights and, of this rank's part, a copy; gradients pass through a bucket that is made for each backward."""
-
-    stage = 1
+    """Flat weights and a copy of this rank's part. Gradients that are partly in it are kept whole after they are reduced."""
 
     def start(self, model: nn.Module) -> None:
         self.watch_weights()
-        own = self.share(num_bytes(self.trained))
+        self.partitions = [
+            PAIR * -(-sum(one.numel() for one in group) // (PAIR * self.world_size)) for group in self.groups
+        ]
+        own = FLOAT_BYTES * sum(self.partitions)
         if not self.offload:
             self.counted.hold("weights, DeepSpeed's copy", own)
             self.counted.hold("optimizer state", self.num_states * own)
-        self.bucket = ReduceBucket(self.counted, REDUCE_BUCKET, copies=1, under_way=0)
+        # Offloaded gradients go to the CPU through a buffer that has room for the largest.
+        of_largest = max((one.numel() for one in self.trained), default=0)
+        self.counted.hold("reduction buffers", FLOAT_BYTES * of_largest if self.offload else 0)
+        ranks = self.ranks_by_parameter()
+        self.kept_bytes = 0 if self.offload else num_bytes([one for one in self.trained if 0 in ranks[id(one)]])
+        self.bucket = BucketOfSlices(self.counted, buffers.REDUCE_BUCKET, ranks, self.kept_bytes)
+
+    def ranks_by_parameter(self) -> dict[int, list[int]]:
+        """The ranks whose partitions have a part of it, however small, by a parameter's id."""
+        found = {}
+        for group, partition in zip(self.groups, self.partitions, strict=True):
+            end = 0
+            for parameter in group:
+                start, end = end, end + parameter.numel()
+                found[id(parameter)] = list(range(start // partition, (end - 1) // partition + 1))
+        return found
 
     def before_backward(self, *, last: bool) -> None:
         super().before_backward(last=last)
-        self.counted.hold("reduction buffers", FLOAT_BYTES * REDUCE_BUCKET)
-        if self.stage == 2:
-            self.counted.hold("gradients", FLOAT_BYTES * self.touched())
-
-    def touched(self) -> int:
-        """Numbers of the parameters that have a part, however small, in rank 0's partition: stage 2 keeps them whole."""
-        total = 0
-        for group in self.groups:
-            own = self.share(sum(parameter.numel() for parameter in group))
-            before = 0
-            for parameter in group:
-                total += parameter.numel() if before < own else 0
-                before += parameter.numel()
-        return total
-
-    def gradient_is_there(self, parameter: Tensor) -> None:
-        if self.stage == 2:
-            self.bucket.add(parameter)
-        else:
-            super().gradient_is_there(parameter)
+        self.bucket.make()
 
     def after_backward(self, *, last: bool) -> None:
-        if self.stage == 1 and last:
-            for parameter in self.trained:
-                parameter.grad = None
-            self.counted.hold("gradients", self.share(num_bytes(self.trained)))
-        self.bucket.flush()
-        self.counted.hold("reduction buffers", -FLOAT_BYTES * REDUCE_BUCKET)
+        """Stage 1 reduces after the step's last pass, and keeps the bucket from its first to then."""
+        if not last:
+            return
+        for group in self.groups:
+            for parameter in group:
+                if parameter.grad is not None:
+                    self.bucket.add(parameter)
+        self.bucket.drop()
+
+    def optimizer_step(self) -> None:
+        super().optimizer_step()
+        self.counted.hold("gradients", -self.kept_bytes)
+        # The updated partitions are gathered group by group.
+        gathered = backend_copies() * max(num_bytes(group) for group in self.groups)
+        self.counted.hold("gathered weights", gathered)
+        self.counted.hold("gathered weights", -gathered)
 
     def temporaries(self) -> int:
-        return super().temporaries() + self.share(max(num_bytes(group) for group in self.groups))
+        """A flat copy of a group's gradients, beside what the update makes."""
+        return super().temporaries() + (0 if self.offload else FLOAT_BYTES * max(self.partitions))
 
 
 class ZeroTwo(ZeroOneOrTwo):
-    stage = 2
+    """Each backward pass reduces into a bucket of its own; what it keeps is added to what the passes before it kept."""
+
+    is_later = False
+
+    def gradient_is_there(self, parameter: Tensor) -> None:
+        self.bucket.add(parameter)
+
+    def after_backward(self, *, last: bool) -> None:
+        self.bucket.drop()
+        if self.is_later:
+            self.counted.hold("gradients", -self.kept_bytes)
+        self.is_later = True
