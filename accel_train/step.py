@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from accel_train.batch_loss import batch_loss, total
 from accel_train.engine.engine import Engine
 from accel_train.light_graphs import all_light, has_frozen, light_outputs
 from accel_train.tasks.contract import check_gathered, losses_of
@@ -27,8 +28,9 @@ class StepLosses:
     """What one step's forward passes gave. `losses` are of the whole global batch and the same on every rank."""
 
     losses: dict[str, Tensor]
-    outputs: Batch
-    """For `cached`: the outputs of the global batch. For `summed`: of this rank's last micro-batch."""
+    outputs: Callable[[], Batch]
+    """For `cached`: gives the outputs of the global batch, and all ranks call it together. For `summed`: those of this
+    rank's last micro-batch."""
 
 
 def forward_backward(
@@ -47,8 +49,8 @@ def summed(engine: Engine, task: Task, micro_batches: list[Batch], draw: Draw) -
     them, with a gradient of zero.
     """
     targets = torch.stack([task.num_targets(batch) for batch in micro_batches]).to(engine.device, torch.float64)
-    total = engine.sum_(targets.sum())
-    shares = (targets / total.clamp(min=torch.finfo(torch.float64).tiny)).float()
+    everywhere = engine.sum_(targets.sum())
+    shares = (targets / everywhere.clamp(min=torch.finfo(torch.float64).tiny)).float()
     empty = (targets == 0).tolist()
     logged: dict[str, Tensor] = {}
     outputs: Batch = {}
@@ -62,10 +64,10 @@ def summed(engine: Engine, task: Task, micro_batches: list[Batch], draw: Draw) -
             here.begin("loss")
             losses = _no_losses(task, outputs, batch) if empty[j] else losses_of(task, outputs, batch, batch)
             here.begin("backward")
-            engine.backward(_sum(losses) * shares[j])
+            engine.backward(total(losses) * shares[j])
         for name, value in losses.items():
             logged[name] = logged.get(name, 0) + value.detach() * shares[j]
-    return StepLosses({name: engine.sum_(value) for name, value in logged.items()}, outputs)
+    return StepLosses({name: engine.sum_(value) for name, value in logged.items()}, lambda: outputs)
 
 
 def _no_losses(task: Task, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
@@ -79,41 +81,29 @@ def _no_losses(task: Task, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
 def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], draw: Draw) -> StepLosses:
     """Gradient caching (Gao et al., 2021, arXiv:2101.06983), made exact over ranks.
 
-    Encode every micro-batch, keeping the graphs of the last `compute.kept_graphs`, and the light ones of all; gather the
-    outputs of all ranks; take the loss and its gradient with respect to the outputs once; then push that gradient through
-    each micro-batch's graph, encoding again under the same random draws where the graph was not kept. One micro-batch needs
-    no second pass at all.
+    Encode every micro-batch, keeping the graphs of the last `compute.kept_graphs`, and the light ones of all; take the loss
+    of the global batch and its gradient with respect to the outputs once; then push that gradient through each micro-batch's
+    graph, encoding again under the same random draws where the graph was not kept. One micro-batch needs no second pass at
+    all.
     """
-    num, mine = len(micro_batches), slice(sum(counts[: engine.rank]), sum(counts[: engine.rank + 1]))
-    here = engine.whereabouts
+    num, here = len(micro_batches), engine.whereabouts
     here.begin("forward")
     pieces, first_kept, light = _encode(engine, task, micro_batches, draw)
     check_gathered(task, pieces[-1], micro_batches[-1])
-    learnt = [name for name, value in pieces[-1].items() if value.requires_grad]
-
-    here.begin("gathering outputs")
-    gathered = _gather(engine, task, pieces, counts)
-    leaves = {name: value.requires_grad_(name in learnt) for name, value in gathered.items()}
-    columns = _loss_batch(engine, task, micro_batches, counts, mine)
-    here.begin("loss")
-    losses = losses_of(task, leaves, columns, micro_batches[-1])
-    found = torch.autograd.grad(_sum(losses), [leaves[name] for name in learnt])
-    gradients = dict(zip(learnt, found, strict=True))
-    losses = {name: value.detach() for name, value in losses.items()}
-    if task.splits_loss:
-        _sum_over_ranks(engine, [*gradients.values(), *losses.values()])
+    found = batch_loss(engine, task, pieces, micro_batches, counts)
+    gradients = found.gradients
 
     # Kept graphs go first: zero3 and fsdp2 allow no other forward pass between a graph and its backward. They go in one
     # backward pass, since DDP and ZeRO reduce in the last one, and with all graphs kept there is no other. Light graphs go
     # in the last pass of all: DDP waits in it for every parameter's gradient.
-    rows = _rows_of(micro_batches, mine.start)
+    rows = _rows_of(micro_batches)
     num_passes = engine.world_size * num
     here.begin("backward")
     with draw(num - 1):
         kept = [_surrogate(task, pieces[j], gradients, rows[j], num_passes) for j in range(first_kept, num)]
         del pieces[first_kept : num - 1]
         engine.backward(torch.stack(kept).sum())
-    again = [name for name in learnt if name not in light]
+    again = [name for name in gradients if name not in light]
     for j in range(first_kept):
         engine.set_sync(last=j == first_kept - 1)
         with draw(j):
@@ -125,7 +115,7 @@ def cached(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[
                 waiting = [{name: piece[name] for name in light} for piece in pieces[:first_kept]]
                 terms += [_surrogate(task, piece, gradients, rows[i], num_passes) for i, piece in enumerate(waiting)]
             engine.backward(torch.stack(terms).sum())
-    return StepLosses(losses, {name: value.detach() for name, value in leaves.items()})
+    return StepLosses(found.losses, found.outputs)
 
 
 def _encode(
@@ -152,10 +142,10 @@ def _encode(
     return pieces, first_kept, light
 
 
-def _rows_of(micro_batches: list[Batch], start: int) -> list[slice]:
-    """The rows of each micro-batch in the global batch, in which this rank's begin at `start`."""
-    ends = torch.tensor([len(batch["sample_id"]) for batch in micro_batches]).cumsum(0).add(start).tolist()
-    return [slice(*ends_of) for ends_of in itertools.pairwise([start, *ends])]
+def _rows_of(micro_batches: list[Batch]) -> list[slice]:
+    """The rows of each micro-batch among this rank's."""
+    ends = itertools.accumulate((len(batch["sample_id"]) for batch in micro_batches), initial=0)
+    return [slice(*ends_of) for ends_of in itertools.pairwise(ends)]
 
 
 def _surrogate(task: Task, outputs: Batch, gradients: Batch, rows: slice, num_passes: int) -> Tensor:
@@ -170,24 +160,6 @@ def _surrogate(task: Task, outputs: Batch, gradients: Batch, rows: slice, num_pa
     return torch.stack(terms).sum()
 
 
-def _gather(engine: Engine, task: Task, pieces: list[Batch], counts: list[int]) -> Batch:
-    return {
-        name: value.detach().clone()
-        if name in task.shared_outputs
-        else engine.gather_rows(torch.cat([piece[name].detach() for piece in pieces]), counts)
-        for name, value in pieces[-1].items()
-    }
-
-
-def _loss_batch(engine: Engine, task: Task, micro_batches: list[Batch], counts: list[int], mine: slice) -> Batch:
-    """Columns the loss reads, of the global batch; `anchors` are the rows this rank accounts for."""
-    own = engine.to_device({name: torch.cat([batch[name] for batch in micro_batches]) for name in task.loss_columns})
-    columns = {name: engine.gather_rows(column, counts) for name, column in own.items()}
-    if task.splits_loss:
-        columns["anchors"] = torch.tensor([mine.start, mine.stop])
-    return columns
-
-
 def _inputs_of(task: Task, batch: Batch, learnt: list[str], outputs: Batch) -> Batch:
     """The batch without what only frozen towers read: their outputs need no gradient, so no second pass."""
     needed, unneeded = set[str](), set[str]()
@@ -195,15 +167,3 @@ def _inputs_of(task: Task, batch: Batch, learnt: list[str], outputs: Batch) -> B
         if name in outputs:
             (needed if name in learnt else unneeded).update(columns)
     return {name: column for name, column in batch.items() if name in needed or name not in unneeded}
-
-
-def _sum_over_ranks(engine: Engine, values: list[Tensor]) -> None:
-    """Sums tensors over ranks in place, in one reduction."""
-    flat = torch.cat([value.reshape(-1) for value in values])
-    engine.sum_(flat)
-    for value, total in zip(values, flat.split([value.numel() for value in values]), strict=True):
-        value.copy_(total.view_as(value))
-
-
-def _sum(losses: dict[str, Tensor]) -> Tensor:
-    return torch.stack(list(losses.values())).sum()

@@ -228,7 +228,7 @@ def log_step(run: Run, epoch: int, losses: StepLosses, norms: Tensor, meter: Met
     """Writes one line of metrics and returns it in words."""
     values = {"epoch": float(epoch), "loss": sum(float(value) for value in losses.losses.values())}
     values |= {f"loss/{name}": float(value) for name, value in losses.losses.items()}
-    values |= {name: float(value) for name, value in run.task.train_metrics(losses.outputs).items()}
+    values |= {name: float(value) for name, value in run.task.train_metrics(losses.outputs()).items()}
     values["grad_norm"] = total_norm(norms)
     for group, norm in zip(run.engine.optimizer.param_groups, norms.tolist(), strict=True):
         values[f"lr/{group['name']}"] = group["lr"]

@@ -19,6 +19,7 @@ STOREYS = [
     {"config", "ledger", "run_lock"},
     {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "stopping", "prediction_file"},
     {"engine", "tasks", "randomness", "phases", "inject", "first_nonfinite", "light_graphs"},
+    {"batch_loss"},
     {"checkpoint", "step", "evaluate", "advice", "preflight"},
     {"resume"},
     {"run"},

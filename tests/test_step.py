@@ -219,7 +219,7 @@ def test_each_loss_is_named(steps: MakeSteps, batch: Batch) -> None:
     losses, _ = steps(PairTask).take(batch, [4, 3, 3], seeded)
     assert set(losses.losses) == {"to_right", "to_left"}
     assert all(value.ndim == 0 and not value.requires_grad for value in losses.losses.values())
-    assert losses.outputs["left_features"].shape == (NUM_ROWS, 4)
+    assert losses.outputs()["left_features"].shape == (NUM_ROWS, 4)
 
 
 BOTH = "forward ['left', 'right']"

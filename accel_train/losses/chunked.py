@@ -1,6 +1,6 @@
-"""Losses over the similarities of all images with all texts, by chunks of rows.
+"""Losses over the similarities of images with texts, by chunks of rows.
 
-The B x B similarity matrix never exists in one piece: each chunk of rows gives its share of the loss and of the gradient
+The similarity matrix never exists in one piece: each chunk of rows gives its share of the loss and of the gradient
 in closed form, and is dropped. The gradient is kept in the size of the features and scaled in the backward pass.
 """
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 RowLoss = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, Tensor]]
-"""Logits (rows, B), which it may overwrite, and their targets to the loss summed over the rows and its gradient for the
-logits."""
+"""Logits (rows, columns), which it may overwrite, and their targets to the loss summed over the rows and its gradient for
+the logits."""
 Targets = Callable[[int, int, int], tuple[Tensor, ...]]
 """Targets of rows start to stop: direction 0 for images against texts, 1 for texts against images."""
 CHUNK_SIZE = 256
@@ -28,6 +28,8 @@ class PairLoss:
     row_loss: RowLoss
     targets: Targets
     both_directions: bool
+    num_rows: int
+    """Of the whole batch, over which the mean is taken."""
 
 
 def chunked_loss(
@@ -41,7 +43,8 @@ def chunked_loss(
 ) -> Tensor:
     """Share of the rows `anchors` (start, stop) in the loss of the logits scale x cosine + bias, 0-d.
 
-    image_features, text_features: (B, D). logit_scale, logit_bias: (1,) or 0-d. In fp32 (fp64 for fp64).
+    image_features, text_features: (B, D), or without `both_directions` (N, D) and (M, D). logit_scale, logit_bias: (1,) or
+    0-d. In fp32 (fp64 for fp64).
     """
     bias = torch.zeros_like(logit_scale) if logit_bias is None else logit_bias
     start, stop = anchors
@@ -54,13 +57,17 @@ def in_full_precision(function: type[torch.autograd.Function], tensors: list[Ten
 
     bf16 products lose what tells a positive from a near negative, so autocast ends here.
     """
-    image, text = tensors[:2]
-    if image.shape != text.shape:
-        raise ValueError(f"features differ in shape: {tuple(image.shape)}, {tuple(text.shape)}")
+    image = tensors[0]
     with torch.autocast(image.device.type, enabled=False):
         dtype = torch.promote_types(image.dtype, torch.float32)
         found: Tensor = function.apply(*(tensor.to(dtype) for tensor in tensors), *rest)
     return found
+
+
+def check_pairs(image_features: Tensor, text_features: Tensor) -> None:
+    """Raises ValueError where not each row of one has its row of the other."""
+    if image_features.shape != text_features.shape:
+        raise ValueError(f"features differ in shape: {tuple(image_features.shape)}, {tuple(text_features.shape)}")
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -71,11 +78,11 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, loss: PairLoss, chunks: list[slice]
     ) -> Tensor:
         directions = [(0, 1), (1, 0)] if loss.both_directions else [(0, 1)]
-        weight = 1 / (len(image) * len(directions))
+        weight = 1 / (loss.num_rows * len(directions))
         features = (image, text)
         gradients = (torch.zeros_like(image), torch.zeros_like(text))
         total, scale_grad, bias_grad = image.new_zeros(3).unbind()
-        room = image.new_empty(max((chunk.stop - chunk.start for chunk in chunks), default=0), len(image))
+        room = image.new_empty(max((chunk.stop - chunk.start for chunk in chunks), default=0), len(text))
         for chunk in chunks:
             for anchor, other in directions:
                 rows = features[anchor][chunk]

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from accel_train.losses.chunked import CHUNK_SIZE, PairLoss, chunked_loss
+from accel_train.losses.chunked import CHUNK_SIZE, PairLoss, check_pairs, chunked_loss
 
 
 def feature_loss(student: Tensor, teacher: Tensor, *, anchors: tuple[int, int] | None = None) -> Tensor:
@@ -41,10 +41,13 @@ def similarity_loss(
     and width (Yang et al. 2024, arXiv:2307.12732, contrastive relational distillation). So it is the cross-entropy against
     the teacher's softmax (open_clip's distillation) less the teacher's entropy: 0 where both models agree.
     """
+    check_pairs(image_features, text_features)
     teacher_image, teacher_text = teacher_image_features.detach(), teacher_text_features.detach()
     dtype = torch.promote_types(image_features.dtype, torch.float32)
     teacher = teacher_image.to(dtype), teacher_text.to(dtype), teacher_logit_scale.detach().to(dtype)
-    loss = PairLoss(_divergence_rows, partial(_teacher_logits, *teacher), both_directions=True)
+    loss = PairLoss(
+        _divergence_rows, partial(_teacher_logits, *teacher), both_directions=True, num_rows=len(image_features)
+    )
     rows = anchors or (0, len(image_features))
     return chunked_loss(image_features, text_features, logit_scale, None, loss, rows, chunk_size)
 

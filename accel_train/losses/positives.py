@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Sharing = Literal["shared", "own"]
+EVERY = (0, 2**63 - 1)
 
 
 def shared_keys(sharing: Sharing, image_key: Tensor | None, text_key: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -39,15 +40,20 @@ class Positives:
         rows = repeated.nonzero().flatten()
         return cls(rows, tuple(key[rows] for key in keys))
 
-    def pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Row, counted from start, and column of every positive pair of the rows start to stop; no pair comes twice."""
-        own = torch.arange(start, stop, device=self.rows.device)
+    def pairs(self, start: int, stop: int, columns: tuple[int, int] = EVERY) -> tuple[Tensor, Tensor]:
+        """Row and column of every positive pair of the rows start to stop with the rows `columns` (start, stop).
+
+        Both are counted from the first in question; no pair comes twice.
+        """
+        left, right = columns
+        begin = max(start, left)
+        own = torch.arange(begin, max(begin, min(stop, right)), device=self.rows.device)
         if not len(self.rows):
-            return own - start, own
-        first, last = torch.searchsorted(self.rows, own.new_tensor([start, stop])).tolist()
-        together = torch.zeros(last - first, len(self.rows), dtype=torch.bool, device=own.device)
+            return own - start, own - left
+        first, last, low, high = torch.searchsorted(self.rows, own.new_tensor([start, stop, left, right])).tolist()
+        together = torch.zeros(last - first, high - low, dtype=torch.bool, device=own.device)
         for key in self.keys:
-            together |= key[first:last, None] == key
-        together.diagonal(first).fill_(False)
+            together |= key[first:last, None] == key[low:high]
+        together.diagonal(first - low).fill_(False)
         row, column = together.nonzero(as_tuple=True)
-        return torch.cat([own, self.rows[first + row]]) - start, torch.cat([own, self.rows[column]])
+        return torch.cat([own, self.rows[first + row]]) - start, torch.cat([own, self.rows[low + column]]) - left

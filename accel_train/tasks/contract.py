@@ -59,11 +59,17 @@ def losses_of(task: Task, outputs: Batch, batch: Batch, columns: Iterable[str]) 
 
 
 def check_gathered(task: Task, outputs: Batch, batch: Batch) -> None:
-    """For `cached`, which gathers outputs and columns of all ranks row by row."""
+    """For `cached`, which joins outputs and columns of all ranks row by row."""
     num_rows = len(batch["sample_id"])
     for name in task.loss_columns:
         if name not in batch:
             raise UserError(f"{_name(task)}.loss_columns: {name!r} is not a column of the batch: {', '.join(batch)}.")
+    for name in task.ring_outputs:
+        if name not in outputs or name in task.shared_outputs or not task.splits_loss:
+            raise UserError(
+                f"{_name(task)}.ring_outputs: {name!r} must be an output with a row for each sample, and splits_loss "
+                f"must be true, since losses of blocks add up. Outputs are {', '.join(outputs)}."
+            )
     for name, value in outputs.items():
         if name not in task.shared_outputs and (not value.ndim or len(value) != num_rows):
             raise UserError(

@@ -17,7 +17,7 @@ from accel_train.data.splits import open_split
 from accel_train.data.tokenizer_files import export_tokenizer
 from accel_train.errors import UserError
 from accel_train.losses.chunked import CHUNK_SIZE
-from accel_train.losses.contrastive import info_nce, info_nce_in_words, sigmoid_loss
+from accel_train.losses.contrastive import info_nce, info_nce_in_words, sigmoid_loss, sigmoid_loss_of_block
 from accel_train.metrics.retrieval import in_batch_accuracy, recall_both_ways
 from accel_train.models.build import adapt_to_training, build_contrastive_model
 from accel_train.models.cn_clip_files import cn_clip_optimizer_state
@@ -68,6 +68,8 @@ class ContrastiveTask(Task):
         self.loss_columns = ("image_key", "text_key")
         if self.config.distillation is not None:
             self.loss_columns += teacher_columns(self.config.distillation)
+        elif self.config.loss.name == "sigmoid":
+            self.ring_outputs = ("text_features",)
 
     def build_model(self) -> nn.Module:
         model = build_contrastive_model(self.config)
@@ -166,19 +168,23 @@ class ContrastiveTask(Task):
 
     def _contrastive_loss(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
         section = self.config.loss
-        anchors = batch.get("anchors")
         options: dict[str, Any] = {
             "image_key": batch["image_key"],
             "text_key": batch["text_key"],
             "positives": section.positives,
             "label_smoothing": section.label_smoothing,
-            "anchors": None if anchors is None else tuple(anchors.tolist()),
         }
-        features = outputs["image_features"], outputs["text_features"], outputs["logit_scale"]
-        if section.name == "sigmoid":
-            chunk_size = section.chunk_size or CHUNK_SIZE
-            return {"sigmoid": sigmoid_loss(*features, outputs["logit_bias"], chunk_size=chunk_size, **options)}
-        return {"info_nce": info_nce(*features, chunk_size=section.chunk_size, **options)}
+        features = [outputs["image_features"], outputs["text_features"], outputs["logit_scale"]]
+        start, stop = batch["anchors"].tolist() if "anchors" in batch else (0, len(features[0]))
+        if section.name == "info_nce":
+            return {"info_nce": info_nce(*features, chunk_size=section.chunk_size, anchors=(start, stop), **options)}
+        features.append(outputs["logit_bias"])
+        options["chunk_size"] = section.chunk_size or CHUNK_SIZE
+        if "block" not in batch:
+            return {"sigmoid": sigmoid_loss(*features, anchors=(start, stop), **options)}
+        first, last = batch["block"].tolist()
+        options |= {"image_rows": (start, stop), "text_rows": (first, last), "num_rows": int(batch["num_rows"])}
+        return {"sigmoid": sigmoid_loss_of_block(*features, **options)}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Batch:
         kinds = [kind for kind in ("image", "text") if f"{kind}_features" in outputs]

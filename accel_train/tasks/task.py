@@ -31,10 +31,16 @@ class Task(ABC):
     shared_outputs: ClassVar[frozenset[str]] = frozenset()
     """Outputs without a row for each sample, of shape (1,), such as logit_scale."""
     loss_columns: tuple[str, ...] = ()
-    """Batch columns that `losses` reads. Under `cached` they are gathered over ranks with the outputs."""
+    """Batch columns that `losses` reads. Under `cached` they come from all ranks with the outputs."""
     splits_loss: ClassVar[bool] = False
     """Under `cached`: True if `losses` takes only the rows named by `batch["anchors"]` (start, stop), so that ranks share
     the work and their losses add up. False: every rank computes the whole loss."""
+    ring_outputs: tuple[str, ...] = ()
+    """Under `cached` on several ranks, beside `splits_loss`: outputs that go around the ranks in blocks, each the rows of
+    one rank, so that none is gathered. `losses` is called for each block, with the block's rows of these outputs, this
+    rank's rows of the others, and the loss columns of this rank's rows followed by the block's (which are its own once: then
+    they stand there once). `batch["anchors"]` and `batch["block"]` (start, stop) say which rows of the columns are whose,
+    `batch["num_rows"]` how many the global batch has. Over all ranks and blocks the losses add up."""
     score_names: tuple[str, ...] = ()
     """Every score that `scores` gives, the one that judges a run first unless `evaluation.best_score` names another."""
     output_inputs: ClassVar[dict[str, tuple[str, ...]]] = {}

@@ -151,12 +151,14 @@ def plain_loss(outputs: Batch, batch: Batch, config: RunConfig) -> Tensor:
         return plain_loss(outputs, batch, alone) + config.distillation.weight * imitation(outputs, batch)
     logits = outputs["image_features"] @ outputs["text_features"].T * outputs["logit_scale"]
     positive = torch.eye(len(logits)).bool()
-    for key in (batch["image_key"], batch["text_key"]):
+    for key in (batch["image_key"], batch["text_key"]) if config.loss.positives == "shared" else ():
         positive |= key[:, None] == key[None, :]
     smoothing = config.loss.label_smoothing
     if config.loss.name == "sigmoid":
-        signed = torch.where(positive, 1.0, -1.0) * (logits + outputs["logit_bias"])
-        return -nn.functional.logsigmoid(signed).sum() / len(logits)
+        target = (1 - smoothing) * positive + smoothing / 2
+        logits = logits + outputs["logit_bias"]
+        likely, unlikely = nn.functional.logsigmoid(logits), nn.functional.logsigmoid(-logits)
+        return -(target * likely + (1 - target) * unlikely).sum() / len(logits)
     target = (1 - smoothing) * positive / positive.sum(1, keepdim=True) + smoothing / len(logits)
     return sum(-(target * side.log_softmax(1)).sum() for side in (logits, logits.T)) / (2 * len(logits))
 

@@ -184,8 +184,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     # Split invariance. The small chunks are smaller than a rank's share of the batch, and divide nothing.
     "info_nce": {},
     "info_nce_chunked": {"loss": {"chunk_size": 3, "label_smoothing": 0.1}},
-    "sigmoid": GENTLE | WARM | {"loss": {"name": "sigmoid"}},
-    "sigmoid_chunked": GENTLE | WARM | {"loss": {"name": "sigmoid", "chunk_size": 5}},
+    # The last batch has 5 pairs, so that blocks which go around the ranks differ in size.
+    "sigmoid": GENTLE | WARM | {"loss": {"name": "sigmoid"}, "data": {"last_batch": "keep"}},
+    "sigmoid_chunked": GENTLE
+    | WARM
+    | {"loss": {"name": "sigmoid", "chunk_size": 5, "positives": "own", "label_smoothing": 0.1}},
     "llrd": {
         "model": DUAL_ENCODER,
         "optimizer": {"towers": DUAL_TOWERS, "momentum": 0.9, "max_grad_norm": 0.5},
@@ -224,13 +227,32 @@ SCENARIOS: dict[str, dict[str, Any]] = {
             "towers": [FROZEN_IMAGE | {"layers": ["chinese_clip_image", r"^visual_projection\."]}, TEXT, *REST]
         }
     },
+    # The texts, which go around the ranks, don't train; all projections do.
+    "sigmoid_frozen_text": GENTLE
+    | WARM
+    | {
+        "loss": {"name": "sigmoid"},
+        "optimizer": {
+            "towers": [
+                IMAGE | {"lr": 0.02},
+                TEXT | {"lr": 0.0, "layer_decay": 1.0, "layers": ["chinese_clip_text", r"^text_projection\."]},
+                *REST,
+            ]
+        },
+    },
     # Three modalities compared in pairs; adapters and a projector in front of a frozen decoder, which writes captions too.
     "aligned": ALIGNED,
     "captioned": CAPTIONED,
-    # A teacher with features of another width, for images of another size.
+    # A teacher with features of another width, for images of another size; its losses want all features on every rank.
     "distilled": SHORT
+    | WARM
     | {
-        "distillation": {"teacher": TEACHER, "guides": ["image_features", "text_features", "similarity"], "weight": 2.0}
+        "loss": {"name": "sigmoid"},
+        "distillation": {
+            "teacher": TEACHER,
+            "guides": ["image_features", "text_features", "similarity"],
+            "weight": 2.0,
+        },
     },
     # Dropout, of half of the patches too
     "fast_dropout": SHORT | WITHOUT_PATCHES,
@@ -260,7 +282,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "model": DUAL_ENCODER | {"batch_norm": "sync", "image": {"architecture": "resnet", "config": RESNET}},
         "optimizer": {"towers": [IMAGE | {"layers": "resnet"}, *DUAL_TOWERS[1:]]},
     },
-    "kept_graphs": SHORT | {"compute": {"kept_graphs": 2}},
+    "kept_graphs": SHORT | GENTLE | WARM | {"compute": {"kept_graphs": 2}, "loss": {"name": "sigmoid"}},
     # Costs and faults
     "counted": SHORT,
     "poisoned": SHORT

@@ -11,6 +11,7 @@ from tests.distributed.ranks import run_ranks
 
 RUNS = {
     "llrd@2": "one forward pass over the whole batch",
+    "sigmoid@2": "one forward pass over the whole batch",
     "tokens@2": "one forward pass over the whole batch",
     "texts_keyed_dropout@2": "one forward pass over the whole batch",
     "unreadable@2": "one forward pass over the whole batch",

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel_train.losses import both_ways
-from accel_train.losses.contrastive import info_nce, sigmoid_loss
+from accel_train.losses.contrastive import info_nce, sigmoid_loss, sigmoid_loss_of_block
 
 B, D = 12, 8
 IMAGE_KEY = torch.tensor([0, 1, 2, 0, 4, 5, 6, 7, 8, 8, 10, 11])
@@ -104,6 +104,32 @@ def test_calls_over_a_partition_of_rows_add_up(cuts: list[int]) -> None:
         whole = with_gradients(loss(*inputs, **options), inputs)
         parts = [with_gradients(loss(*inputs, **options, anchors=part), inputs) for part in itertools.pairwise(cuts)]
         assert_all_close([torch.stack(part).sum(0) for part in zip(*parts, strict=True)], whole)
+
+
+@pytest.mark.parametrize("positives", ["shared", "own"])
+@pytest.mark.parametrize("cuts", [[0, 12], [0, 6, 12], [0, 1, 5, 5, 12]])
+def test_sigmoid_losses_of_blocks_add_up(cuts: list[int], positives: str) -> None:
+    """Each block with the keys of its own images and texts alone, as a rank has them."""
+    image, text, scale, bias = tensors = features(2)
+    options = {"positives": positives, "label_smoothing": 0.1, "chunk_size": 2}
+    whole = with_gradients(sigmoid_loss(*tensors, **KEYS, **options), tensors)
+    parts = []
+    for (start, stop), (first, last) in itertools.product(itertools.pairwise(cuts), repeat=2):
+        rows = torch.arange(start, stop)
+        among = rows if start == first else torch.cat([rows, torch.arange(first, last)])
+        loss = sigmoid_loss_of_block(
+            image[start:stop],
+            text[first:last],
+            scale,
+            bias,
+            image_rows=(0, len(rows)),
+            text_rows=(len(among) - (last - first), len(among)),
+            num_rows=B,
+            **{name: key[among] for name, key in KEYS.items()},
+            **options,
+        )
+        parts.append(with_gradients(loss, tensors))
+    assert_all_close([torch.stack(part).sum(0) for part in zip(*parts, strict=True)], whole)
 
 
 def test_the_gradient_is_scaled_by_what_comes_back() -> None:

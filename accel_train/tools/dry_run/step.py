@@ -1,7 +1,7 @@
 """One step of training without memory or arithmetic: what `step.py` does, on fake tensors, with everything counted.
 
 The program is that of `step.py`, line by line. It differs where a real step reads numbers, which fake tensors don't have,
-and it takes two micro-batches for any number of them: the others hold and cost what the second does.
+and it takes two micro-batches and two ranks' blocks for any number of them: the others hold and cost what the second does.
 """
 
 import copy
@@ -11,11 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from accel_train.config.rules import ONE_GRAPH_ENGINES
@@ -26,6 +22,7 @@ from accel_train.optim.param_groups import GroupPlan, freeze, set_train_mode
 from accel_train.tasks.task import Batch, Task
 from accel_train.tools.dry_run.counting import Counting
 from accel_train.tools.dry_run.engines import make_spread
+from accel_train.tools.dry_run.loss import MOST_BLOCKS, DryLoss, bytes_of
 from accel_train.tools.dry_run.spread import Spread, num_bytes
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,9 +65,22 @@ class DryStep:
     """Micro-batches that were really gone through."""
     sizes: Sizes
     row_bytes: int
-    """Of the outputs that the ranks gather for each sample, under `cached`; 0 for losses that add up."""
+    """Of the outputs for each sample, under `cached`; 0 for losses that add up."""
+    passed_bytes: int
+    """Of those that several ranks pass on in blocks; 0 where they gather all of them."""
+    passed_back_bytes: int
+    """Of the gradient that follows these."""
     splits_loss: bool
     compares_whole_batch: bool
+
+    @property
+    def num_blocks(self) -> int:
+        """Between which a rank takes its loss, one after the other."""
+        return self.split.world_size if self.passed_bytes else 1
+
+    @property
+    def num_simulated_blocks(self) -> int:
+        return min(self.num_blocks, MOST_BLOCKS)
 
 
 @uninterrupted()
@@ -107,7 +117,14 @@ def dry_step(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> Dry
         spread.optimizer_step()
     counted.end()
     return DryStep(
-        counted, has_loss, run.split, num, sizes_of(model), run.row_bytes, task.splits_loss, task.compares_whole_batch
+        counted,
+        has_loss,
+        run.split,
+        num,
+        sizes_of(model),
+        *run.row_bytes,
+        task.splits_loss,
+        task.compares_whole_batch,
     )
 
 
@@ -141,7 +158,11 @@ class _Run:
         self.batches = batches
         self.dtype = AUTOCAST[task.config.precision]
         self.rows = len(next(iter(batches[0].values())))
-        self.row_bytes = 0
+        self.loss = DryLoss(
+            task, counted, batches[0], own_rows=split.num_micro_batches * self.rows, world_size=split.world_size
+        )
+        self.row_bytes = (0, 0, 0)
+        """Of all outputs, of those that are passed on, and of their gradient."""
 
     def forward(self, batch: Batch, phase: str) -> Batch:
         """As the engine's forward: computes in the run's precision and returns float32."""
@@ -162,7 +183,7 @@ class _Run:
         has_loss = True
         for turn, batch in enumerate(self.batches):
             outputs = self.forward(batch, "forward")
-            loss, has_loss = self.losses(outputs, batch)
+            loss, has_loss = self.loss.taken(outputs, batch)
             self.backward(loss, last=turn == len(self.batches) - 1)
             del loss
         return has_loss
@@ -186,33 +207,15 @@ class _Run:
         kept = pieces[-1]
         other_graphs = (self.split.kept_graphs - 1) * (self.counted.now["activations"] - before)
         self.counted.hold("activations", other_graphs)
-        learnt = [name for name, value in kept.items() if value.requires_grad]
         self.counted.label, self.counted.phase = "features and loss", "loss"
-        total = self.split.num_micro_batches * self.split.world_size * self.rows
-        gathered = {
-            name: value.detach().clone()
-            if name in self.task.shared_outputs
-            else value.new_empty((total, *value.shape[1:]))
-            for name, value in kept.items()
-        }
-        self.row_bytes = sum(
-            value.numel() * value.element_size() for name, value in kept.items() if name not in self.task.shared_outputs
-        )
-        self.row_bytes //= self.rows
         pieces_before = self.split.num_micro_batches - num  # the real step keeps its pieces until the end
-        own = sum(value.numel() * value.element_size() for value in kept.values())
-        self.counted.hold("features and loss", pieces_before * own)
-        leaves = {name: value.requires_grad_(name in learnt) for name, value in gathered.items()}
-        loss, has_loss = self.losses(leaves, self.loss_batch(total))
-        found = torch.autograd.grad(loss, [leaves[name] for name in learnt])
-        gradients = dict(zip(learnt, found, strict=True))
-        del loss, found
-        if self.task.splits_loss:
-            torch.cat([value.reshape(-1) for value in gradients.values()])
+        self.counted.hold("features and loss", pieces_before * bytes_of(kept.values()))
+        self.row_bytes = self.bytes_of_a_row(kept)
+        gradients, held, has_loss = self.loss.gradients(kept)
         for turn, batch in enumerate([self.batches[-1], *self.batches[:-1]]):
             outputs = kept
             if turn:
-                again = [name for name in learnt if name not in light]
+                again = [name for name in gradients if name not in light]
                 outputs = self.forward(self.inputs_of(batch, again, kept), "forward, again")
                 outputs |= {name: pieces[turn - 1][name] for name in light}
             terms = [
@@ -225,26 +228,14 @@ class _Run:
             del surrogate
             self.counted.hold("activations", -other_graphs)
             other_graphs = 0
+        del held
         return has_loss
 
-    def losses(self, outputs: Batch, batch: Batch) -> tuple[Tensor, bool]:
-        """The loss, or where it can't be taken without numbers or columns, something with a gradient for every output."""
-        self.counted.label, self.counted.phase = "features and loss", "loss"
-        try:
-            return torch.stack(list(self.task.losses(outputs, batch).values())).sum(), True
-        except (KeyError, DataDependentOutputException, DynamicOutputShapeException):
-            wanted = [value.float().sum() for value in outputs.values() if value.requires_grad]
-            return torch.stack(wanted).sum(), False
-
-    def loss_batch(self, total: int) -> Batch:
-        columns = {
-            name: self.batches[0][name].new_empty((total, *self.batches[0][name].shape[1:]))
-            for name in self.task.loss_columns
-            if name in self.batches[0]
-        }
-        if self.task.splits_loss:
-            columns["anchors"] = _Anchors([0, total // self.split.world_size])  # type: ignore[assignment]
-        return columns
+    def bytes_of_a_row(self, outputs: Batch) -> tuple[int, int, int]:
+        found = {name: value for name, value in outputs.items() if name not in self.task.shared_outputs}
+        passed = [found[name] for name in self.task.ring_outputs]
+        back = [value for value in passed if value.requires_grad]
+        return bytes_of(found.values()) // self.rows, bytes_of(passed) // self.rows, bytes_of(back) // self.rows
 
     def inputs_of(self, batch: Batch, learnt: list[str], outputs: Batch) -> Batch:
         needed, unneeded = set[str](), set[str]()
@@ -252,10 +243,3 @@ class _Run:
             if name in outputs:
                 (needed if name in learnt else unneeded).update(columns)
         return {name: column for name, column in batch.items() if name in needed or name not in unneeded}
-
-
-class _Anchors(list[int]):
-    """Stands for the tensor of the rows that a rank accounts for, whose numbers must be read."""
-
-    def tolist(self) -> list[int]:
-        return list(self)

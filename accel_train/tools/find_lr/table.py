@@ -87,7 +87,7 @@ def _train(run: Run, lr: float, factor: float, steps: int, valid_split: str, tes
 
     take_steps(run, f"training at {lr:g}", steps, lambda tower: factor * run.phase.lr_scale(run.state.step), seen)
     tail = losses[-max(1, steps // 10) :]
-    metrics = {} if last is None else {k: float(v) for k, v in run.task.train_metrics(last.outputs).items()}
+    metrics = {} if last is None else {k: float(v) for k, v in run.task.train_metrics(last.outputs()).items()}
     score, step, test = best or (None, None, None)
     return Rate(lr, len(losses), sum(tail) / len(tail), metrics, name, score, step, test)
 

@@ -117,6 +117,8 @@ def all_reduce_seconds(num_bytes: float, num_gpus: int, links: Links) -> tuple[f
 def collective_seconds(one: Collective, num_gpus: int, links: Links) -> float:
     if one.kind == "all_reduce":
         return all_reduce_seconds(one.num_bytes, num_gpus, links)[0]
+    if one.kind == "send":
+        return links.latency + one.num_bytes / links.bandwidth(num_gpus)
     return (num_gpus - 1) * (links.latency + one.num_bytes / num_gpus / links.bandwidth(num_gpus))
 
 
@@ -152,10 +154,11 @@ def _compute(alone: DryStep, many: DryStep, rates: Rates) -> Compute:
 
 def _point(alone: DryStep, engine: str, num_gpus: int, compute: Compute, links: Links) -> ScalePoint:
     dry = replace(alone, split=replace(alone.split, engine=engine, world_size=num_gpus))
-    phases = {"forward": compute.forward, "backward": compute.backward}
+    loss = compute.loss + compute.loss_growth * (num_gpus - 1)
+    phases = {"forward": compute.forward, "backward": compute.backward, "loss": loss}
     parts = dict.fromkeys(PARTS, 0.0) | {
         "compute": compute.forward + compute.backward,
-        "loss": compute.loss + compute.loss_growth * (num_gpus - 1),
+        "loss": loss,
         "optimizer": compute.optimizer / (1 if engine == "ddp" else num_gpus),
     }
     if num_gpus > 1:

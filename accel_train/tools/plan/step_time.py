@@ -47,10 +47,11 @@ def step_time(dry: DryStep, calibration: Calibration, rates: Rates, *, on_gpu: b
 
 
 def repeated(dry: DryStep) -> dict[Work, float]:
-    """The operations of a whole step: the micro-batches that the dry run left out are as the others."""
+    """The operations of a whole step: the micro-batches and blocks that the dry run left out are as the others."""
     num, simulated = dry.split.num_micro_batches, dry.num_simulated
     kept = dry.split.kept_graphs
-    times = {"forward": float(kept), "loss": 1.0, "backward": num / simulated, "setup": 0.0, "optimizer": 0.0}
+    blocks = dry.num_blocks / dry.num_simulated_blocks
+    times = {"forward": float(kept), "loss": blocks, "backward": num / simulated, "setup": 0.0, "optimizer": 0.0}
     if not dry.compares_whole_batch:
         times |= {"forward": num / simulated, "loss": num / simulated}
     again = (num - kept) / max(1, simulated - 1)
@@ -92,7 +93,7 @@ def _communication(dry: DryStep, calibration: Calibration, phases: Mapping[str, 
             "accel_train bench CONFIG --calibrate` does it."
         )
     total = 0.0
-    for what, seconds in by_what(traffic(dry), lambda one: _collective_seconds(one, curves)).items():
+    for what, seconds in by_what(traffic(dry), lambda one: _collective_seconds(one, curves, ranks)).items():
         hidden = hiding_time(what[1], phases, dry) if on_gpu else 0.0
         total += max(0.0, seconds - hidden)
     return total
@@ -109,7 +110,9 @@ def by_what(
     return found
 
 
-def _collective_seconds(one: Collective, curves: Mapping[str, Curve]) -> float:
+def _collective_seconds(one: Collective, curves: Mapping[str, Curve], ranks: int) -> float:
+    if one.kind == "send":  # one of the hops of an all-gather
+        return seconds_at(curves["all_gather"], one.num_bytes * ranks) / (ranks - 1)
     if one.kind == "reduce_scatter":  # half of what an all-reduce does
         return seconds_at(curves["all_reduce"], one.num_bytes) / 2
     return seconds_at(curves[one.kind], one.num_bytes)
@@ -120,6 +123,8 @@ def hiding_time(hidden_by: str | None, phases: Mapping[str, float], dry: DryStep
     backward = phases.get("backward", 0.0)
     if hidden_by is None:
         return 0.0
+    if hidden_by == "loss":
+        return phases.get("loss", 0.0)
     if hidden_by == "backward, last":
         return backward / dry.split.num_micro_batches
     if hidden_by == "backward":

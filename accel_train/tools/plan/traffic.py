@@ -12,7 +12,7 @@ DDP_BUCKET = 25 * 2**20
 AGREEMENTS = 4
 """Small reductions in every step: counts, flags, norms and losses."""
 
-Kind = Literal["all_reduce", "all_gather", "reduce_scatter"]
+Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "send"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Collective:
     """gradients, weights, features or agreement."""
     kind: Kind
     num_bytes: int
-    """Of the whole tensor: what is reduced, or what all ranks hold together."""
+    """Of the whole tensor: what is reduced, what all ranks hold together, or what each rank sends to the next one."""
     count: int
     """How often in a step."""
     hidden_by: str | None = None
@@ -34,12 +34,24 @@ def traffic(dry: DryStep) -> list[Collective]:
     num = split.num_micro_batches
     found = _of_engine(split.engine, dry)
     if dry.compares_whole_batch:
-        total = num * split.world_size * split.micro_batch_size * dry.row_bytes
-        found.append(Collective("features", "all_gather", total, 1))
-        if dry.splits_loss:
-            found.append(Collective("features", "all_reduce", total, 1))
+        found += _of_features(dry, num * split.micro_batch_size)
     found.append(Collective("agreement", "all_reduce", 64, AGREEMENTS))
     return [one for one in found if one.num_bytes and sizes.trained_weights]
+
+
+def _of_features(dry: DryStep, own_rows: int) -> list[Collective]:
+    """A block that goes around the ring makes the hops of an all-gather; so does its gradient, and one more, to its home."""
+    total = own_rows * dry.split.world_size
+    if dry.passed_bytes:
+        return [
+            Collective("features", "all_gather", total * dry.passed_bytes, 1, "loss"),
+            Collective("features", "all_gather", total * dry.passed_back_bytes, 1, "loss"),
+            Collective("features", "send", own_rows * dry.passed_back_bytes, 1),
+        ]
+    found = [Collective("features", "all_gather", total * dry.row_bytes, 1)]
+    if dry.splits_loss:
+        found.append(Collective("features", "all_reduce", total * dry.row_bytes, 1))
+    return found
 
 
 def _of_engine(engine: str, dry: DryStep) -> list[Collective]:

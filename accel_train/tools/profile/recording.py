@@ -33,7 +33,7 @@ PHASES = {
     "writing a checkpoint": "checkpoint",
 }
 """What a rank notes of its work, and the phase that it is part of."""
-COLLECTIVES = {"gather_rows": "gather", "exchange": "agree", "sum_": "reduce"}
+COLLECTIVES = {"gather_rows": "gather", "around_ring": "gather", "exchange": "agree", "sum_": "reduce"}
 """Collectives that the engine calls itself, and their phase."""
 OURS = (PHASE, COLLECTIVE, WHOLE_STEP)
 WIRE = ("gloo:", "nccl:", "ncclDevKernel", "ncclKernel")
