@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, ChineseCLIPModel
 
+from accel_train.config.contrastive import DistillationSection
 from accel_train.data.padding import join, padding_of
 from accel_train.errors import UserError
 from accel_train.losses.contrastive import info_nce, sigmoid_loss
@@ -45,6 +46,15 @@ def test_losses_follow_the_configuration(name, make_config) -> None:
     torch.testing.assert_close(losses[name], expected)
     shares = [task.losses(outputs, batch | {"anchors": torch.tensor(part)})[name] for part in ((0, 5), (5, 16))]
     torch.testing.assert_close(sum(shares), expected)
+
+
+def test_texts_go_around_the_ranks_where_no_loss_wants_them_all(make_config) -> None:
+    assert ContrastiveTask(make_config(loss={"name": "sigmoid"})).ring_outputs == ("text_features",)
+    assert ContrastiveTask(make_config()).ring_outputs == ()
+    distilled = make_config(loss={"name": "sigmoid"}).model_copy(
+        update={"distillation": DistillationSection(features="stored")}
+    )
+    assert ContrastiveTask(distilled).ring_outputs == ()
 
 
 def test_the_log_says_on_cuda_how_info_nce_runs(make_config) -> None:

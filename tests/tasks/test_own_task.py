@@ -118,6 +118,11 @@ SPOILT = {
         '("accuracy",)\n    compares_whole_batch = True\n    loss_columns = ("label",)\n',
         "TripletTask.loss_columns: 'label' is not a column of the batch: anchor, positive, negative, sample_id",
     ),
+    "an output that can't go around the ranks": (
+        '("accuracy",)\n',
+        '("accuracy",)\n    compares_whole_batch = True\n    ring_outputs = ("anchor",)\n',
+        "TripletTask.ring_outputs: 'anchor' must be an output .* and splits_loss must be true",
+    ),
     "a shared output that is not said to be shared": (
         "for name in COLUMNS}\n\n\nclass TripletTask(Task):\n",
         'for name in COLUMNS} | {"scale": torch.ones(1)}\n\n\nclass TripletTask(Task):\n    compares_whole_batch = True\n',

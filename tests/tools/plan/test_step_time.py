@@ -9,10 +9,12 @@ import pytest
 from accel_train.config.load import load_config
 from accel_train.errors import UserError
 from accel_train.tools.calibration.record import Calibration, Rates, rates_key, this_machine, write_calibration
+from accel_train.tools.dry_run.step import DryStep
 from accel_train.tools.plan.command import plan
 from accel_train.tools.plan.run_plan import RunPlan, make_plan
 from accel_train.tools.plan.scale import given_rates
 from accel_train.tools.plan.step_time import StepTime, phase_seconds, repeated, step_time, with_data
+from accel_train.tools.plan.traffic import traffic
 
 SMALL = str(Path(__file__).parents[3] / "configs" / "small" / "chinese_clip.yaml")
 FLOPS = given_rates(1.0, 1e30)
@@ -59,6 +61,39 @@ def test_communication_is_counted_and_on_a_gpu_partly_hidden() -> None:
     assert on_cpu == pytest.approx(trained + 2 * features + 4 * 64, rel=0.01)
     on_gpu = step_time(dry, HERE, FLOPS, on_gpu=True).parts["communication"]
     assert on_gpu == pytest.approx(2 * features + 4 * 64, rel=0.01)  # at a FLOP a second, the backward pass hides much
+
+
+def sigmoid(ranks: int, *overrides: str) -> DryStep:
+    """A rank's share is always the same."""
+    batch = [f"data.global_batch_size={32 * ranks}", "data.micro_batch_size=16"]
+    changes = ["loss.positives=own", *batch, *overrides]
+    return make_plan(load_config(SMALL.replace("chinese_clip", "siglip"), changes), world_size=ranks).dry
+
+
+def test_blocks_that_go_around_the_ranks_are_counted_and_hidden_by_the_loss() -> None:
+    """Texts make W - 1 hops, their gradient W, of which the last one finds nothing to hide behind."""
+    dry = sigmoid(4)
+    assert dry.has_loss and dry.passed_bytes == dry.passed_back_bytes == dry.row_bytes / 2
+    block = 32 * dry.passed_bytes
+    sent = [(one.kind, one.num_bytes, one.hidden_by) for one in traffic(dry) if one.what == "features"]
+    assert sent == [("all_gather", 4 * block, "loss")] * 2 + [("send", block, None)]
+    curves = {"all_reduce": [(1.0, 0.0)], "all_gather": [(1.0, 3 / 4)]}  # a second for each byte that a rank sends
+    here = Calibration({}, {}, {"4": curves})
+    on_cpu = step_time(dry, here, FLOPS, on_gpu=False).parts["communication"]
+    assert on_cpu == pytest.approx((3 + 4) * block)
+    assert step_time(dry, here, FLOPS, on_gpu=True).parts["communication"] == pytest.approx(block)
+
+
+def test_a_frozen_text_tower_goes_around_without_a_gradient() -> None:
+    dry = sigmoid(2, "optimizer.towers.text.lr=0")
+    assert dry.passed_bytes and not dry.passed_back_bytes
+    assert [one.kind for one in traffic(dry) if one.what == "features"] == ["all_gather"]
+
+
+def test_the_sigmoid_loss_of_more_ranks_takes_longer_and_holds_no_more() -> None:
+    two, eight = sigmoid(2), sigmoid(8)
+    assert phase_seconds(eight, FLOPS)["loss"] == pytest.approx(4 * phase_seconds(two, FLOPS)["loss"])
+    assert eight.counted.most["features and loss"] == two.counted.most["features and loss"]
 
 
 def test_what_was_not_measured_is_named() -> None:
