@@ -30,6 +30,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.started: set[int] = set()
+        """Process groups that this process has started, which a second SIGINT asks to end before it leaves."""
         self._file: Path | None = None
         self._end_by_hours = math.inf
         self._end_of_job = math.inf
@@ -51,6 +53,9 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is signal.SIGINT and number == signal.SIGINT:
+            for group in self.started:
+                with suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGTERM)
             os._exit(130)
         self.signal = signal.Signals(number)
 

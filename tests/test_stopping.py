@@ -61,6 +61,22 @@ with stop.listening():
     assert (done.returncode, done.stdout) == (130, "SIGINT\n"), done.stderr
 
 
+def test_a_second_interrupt_ends_what_was_started() -> None:
+    script = """
+import os, signal, subprocess
+from accel_train.stopping import StopRequest
+stop = StopRequest()
+with stop.listening(), subprocess.Popen(["sleep", "100"], start_new_session=True) as child:
+    stop.started.update({child.pid, 2**22 + 1})
+    print(child.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+    # The output is at its end when the child, too, has closed it.
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 130, done.stderr
+
+
 class Clock:
     """A stand-in for the module `time`, which a test sets."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from accel_train.errors import UserError
+from accel_train.interrupts import uninterrupted
 from accel_train.quiet import be_quiet
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def add_import(parser: Parser) -> None:
 
 
 def load(arguments: argparse.Namespace) -> "RunConfig":
-    from accel_train.config.load import load_config
+    with uninterrupted():  # pydantic drops an exception that a signal raises while it builds the sections
+        from accel_train.config.load import load_config
 
     return load_config(arguments.config, arguments.overrides)
 

@@ -13,6 +13,7 @@ from accel_train.config.secrets import secrets_in, secrets_in_overrides
 from accel_train.config.tasks import config_class
 from accel_train.config.yaml_text import read_yaml, write_yaml
 from accel_train.errors import UserError
+from accel_train.interrupts import uninterrupted
 
 ABSENT = "(absent)"
 """Stands in `config_changes` for a key that only one of the two configurations has."""
@@ -43,7 +44,8 @@ def check_config(values: dict[str, Any], overrides: list[str] | tuple[str, ...],
     code = "AT100"
     try:
         root = config_class(values)
-        config = root.model_validate(values)
+        with uninterrupted():  # pydantic takes an exception that a signal raises in a validator for a wrong value
+            config = root.model_validate(values)
     except ValidationError as error:
         problems += explain(error.errors(include_url=False), values, root)
     except ValueError as error:

@@ -7,6 +7,7 @@ So whichever rank computes a block, and whenever, its file is the same.
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ class Parts:
         return [line for part in self.read([b for b in blocks if b not in missing]) for line in part.unreadable]
 
     def join(self, blocks: list[Block]) -> tuple[Tensor, Tensor]:
-        """All rows that could be read, (n,), and their features, (n, D), held in memory once. Raises UserError for none."""
+        """All rows that could be read, (n,), and their features, (n, D), `on_disk`. Raises UserError for none."""
         rows, width = [], 0
         for part in self.read(blocks):
             rows.append(part.rows)
@@ -123,11 +124,25 @@ class Parts:
         joined = torch.cat(rows)
         if len(joined) == 0:
             raise UserError(f"none of the {blocks[0].kind} inputs can be read, so there are no features to write.")
-        features, place = torch.empty(len(joined), width), 0
+        features, place = on_disk(self.folder, len(joined), width), 0
         for part in self.read(blocks):
             features[place : place + len(part.rows)] = part.features.reshape(-1, width)
             place += len(part.rows)
         return joined, features
+
+
+def on_disk(folder: Path, num_rows: int, width: int) -> Tensor:
+    """An empty tensor (num_rows, width) fp32 in a file of the folder without a name, gone with the tensor.
+
+    The system writes out what memory has no room for, so features of millions of rows fit anywhere. Raises OSError for a
+    disk that can't hold it.
+    """
+    num_bytes = num_rows * width * 4
+    if num_bytes == 0:
+        return torch.empty(num_rows, width)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial") as file:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)  # else a full disk would kill the process when it writes
+        return torch.from_file(file.name, shared=True, size=num_rows * width).view(num_rows, width)
 
 
 def about_work(config: ContrastiveConfig, model: nn.Module, inputs: dict[str, str], batch_size: int) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,23 @@ def test_every_shipped_configuration_loads(path: Path, tmp_path: Path) -> None:
     written = tmp_path / "written.yaml"
     written.write_text(dump_config(config), encoding="utf-8")
     assert load_config(written) == config
+
+
+def test_ctrl_c_waits_for_the_end_of_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pydantic drops an exception out of a signal at some places, and at others takes it for a wrong value."""
+    checked = []
+
+    class Interrupting:
+        def match(self, interval: str) -> bool:
+            if not checked:
+                signal.raise_signal(signal.SIGINT)
+            checked.append(interval)
+            return True
+
+    monkeypatch.setattr("accel_train.config.schema.INTERVAL", Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        load_config(CONFIGS / "quickstart.yaml")
+    assert len(checked) == 3, "evaluate_every, save_every and log_every"
 
 
 def test_there_are_configurations() -> None:

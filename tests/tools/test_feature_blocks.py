@@ -1,5 +1,7 @@
 """Blocks cover every row once whatever the numbers are, and a folder of parts keeps to what it was made for."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from accel_train.errors import UserError
 from accel_train.models.weights_digest import digest_of_weights
-from accel_train.tools.feature_blocks import MAX_BLOCKS, Block, Part, Parts, cut_into_blocks, remove
+from accel_train.tools.feature_blocks import MAX_BLOCKS, Block, Part, Parts, cut_into_blocks, on_disk, remove
 
 
 @given(num_rows=st.integers(1, 20_000), batch_size=st.integers(1, 300))
@@ -62,3 +64,26 @@ def test_the_digest_knows_every_weight() -> None:
 
 def test_a_block_names_its_first_row() -> None:
     assert Block("text", 3000, 4000, 10).file_name == "text_000000003000.safetensors"
+
+
+def test_features_on_disk_have_no_name_and_no_memory(tmp_path: Path) -> None:
+    features = on_disk(tmp_path, 300, 7)
+    wanted = torch.arange(2100.0).view(300, 7)
+    features[:] = wanted
+    assert torch.equal(features, wanted)
+    assert list(tmp_path.iterdir()) == []
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    assert len(mapped) == 1
+    del features
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert on_disk(tmp_path, 0, 7).shape == (0, 7)
+
+
+def test_a_disk_that_cannot_hold_the_features_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        on_disk(tmp_path, 3, 4)
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ LOOKED_AT_SEARCHING = 128
 """Rows that are kept in view for a query; at least four times as many as are wanted."""
 ROWS_AT_ONCE = 4096
 NUM_SAMPLED = 100
-"""Rows that are searched exactly too, to see how many are found."""
+"""Rows, or queries, that are searched exactly too, to see how many of their results are found."""
 
 
 class Approximate:

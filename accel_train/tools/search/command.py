@@ -9,6 +9,7 @@ from typing import Any
 from accel_train.data.loose_files import read_lines
 from accel_train.data.readers.records import BadValue, read_bounded
 from accel_train.errors import UserError
+from accel_train.tools.search.approximate import NUM_SAMPLED
 from accel_train.tools.search.asked import Asked
 from accel_train.tools.search.picture import sheet_of
 from accel_train.tools.search.search import Hit, Query, Search, open_search
@@ -118,7 +119,8 @@ def about(search: Search, kind: str | None, queries: list[Query], top: int) -> d
         if one.approximate is not None:
             recall = {"of_items": search.recall_of_approximate(name, top)}
             if queries and name == kind:
-                recall["of_queries"] = search.recall_of_approximate(name, top, search.features(queries))
+                some = queries[:: -(-len(queries) // NUM_SAMPLED)]  # an exact search for all would take what it saves
+                recall["of_queries"] = search.recall_of_approximate(name, top, search.features(some))
             described["searched"][name]["recall_of_approximate"] = recall
     return described
 

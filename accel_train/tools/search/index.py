@@ -19,13 +19,14 @@ from accel_train.errors import UserError
 from accel_train.json_text import read_json
 from accel_train.run_lock import RunLock
 from accel_train.tools.embed import features_of, replies_for
-from accel_train.tools.feature_blocks import about_work, cut_into_blocks, identity_of
+from accel_train.tools.feature_blocks import about_work, cut_into_blocks, identity_of, on_disk
 from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.search.collection import Collection
 from accel_train.tools.search.encoder import Encoder
 from accel_train.tools.search.segments import Segment, Segments
 
 ABOUT = "index.json"
+ROWS_AT_ONCE = 65536
 FORMAT = 1
 DECIDES = {"image": ("weights", "model", "images", "precision"), "text": ("weights", "model", "texts", "precision")}
 """What a feature depends on, of all that `about_work` names."""
@@ -114,9 +115,13 @@ def update(folder: Path, collection: Collection, encoder: Encoder, *, show_progr
     missing = [row for row, key in enumerate(keys) if key not in there]
     _embed(segments, collection, missing, encoder, show_progress=show_progress)
 
-    whole, path = _joined(keys, segments.usable() if missing else known)
+    whole, path = _joined(folder, keys, segments.usable() if missing else known)
     if path is None:
         path = segments.append(whole)
+        whole.features = torch.empty(0, 0)  # the joined ones make room for those of the file
+        written = segments.read(path)
+        assert written is not None
+        whole = written
     segments.remove_all_but(path)
     if not whole.ids:
         raise UserError(f"{collection.name}: none of the {len(keys)} can be read, the first: {whole.unreadable[0][2]}.")
@@ -170,7 +175,7 @@ def _embed(
             segments.append(segment)
 
 
-def _joined(keys: list[Key], every: list[tuple[Path, Segment]]) -> tuple[Segment, Path | None]:
+def _joined(folder: Path, keys: list[Key], every: list[tuple[Path, Segment]]) -> tuple[Segment, Path | None]:
     """The items that there are, in the collection's order, and the file if one segment is just that."""
     place: dict[Key, tuple[int, int]] = {}
     reasons: dict[Key, str] = {}
@@ -184,10 +189,9 @@ def _joined(keys: list[Key], every: list[tuple[Path, Segment]]) -> tuple[Segment
         if list(zip(only.ids, only.stamps, strict=True)) == found and only.unreadable == unreadable:
             return only, path
     width = max((segment.features.shape[1] for _, segment in every), default=0)
-    features = torch.empty(len(found), width)
+    features = on_disk(folder, len(found), width)
     numbers = torch.tensor([place[key] for key in found], dtype=torch.int64).reshape(-1, 2)
     for number, (_, segment) in enumerate(every):
-        chosen = numbers[:, 0] == number
-        if chosen.any():
-            features[chosen] = segment.features[numbers[chosen, 1]]
+        for rows in (numbers[:, 0] == number).nonzero()[:, 0].split(ROWS_AT_ONCE):
+            features[rows] = segment.features[numbers[rows, 1]]
     return Segment([key[0] for key in found], [key[1] for key in found], features, unreadable), None

@@ -82,7 +82,7 @@ class Segments:
 
     def remove_all_but(self, kept: Path) -> None:
         """Removes the other segments and what a kill left half written."""
-        for path in [*self.paths(), *self.folder.glob(f"{self.kind}_*.partial")]:
+        for path in [*self.paths(), *self.folder.glob("*.partial")]:
             if path != kept:
                 with suppress(FileNotFoundError):
                     path.unlink()

@@ -30,6 +30,7 @@ def run_workers(sweep: Sweep, argv: list[str], workers: int, *, as_json: bool) -
             )
             for share in devices
         ]
+        stop.started.update(process.pid for process in processes)
         passed_on = False
         while any(process.poll() is None for process in processes):
             if stop.signal is not None and not passed_on:

@@ -104,6 +104,7 @@ def run_trial(
             pass_fds=[keep_open],
         )
     code = None
+    stop.started.add(process.pid)
     try:
         while code is None:
             with suppress(subprocess.TimeoutExpired):
@@ -116,6 +117,7 @@ def run_trial(
         if code is None:  # what went wrong is the worker's; the trial must not train on without one
             ask_to_stop(process, run_dir, has_launcher=has_launcher)
             process.wait()
+        stop.started.discard(process.pid)
     (run_dir / STOP_FILE).unlink(missing_ok=True)
     with (run_dir / OUTPUT).open("rb") as output:
         output.seek(began)

@@ -1,6 +1,7 @@
 """`accel-train search` as it is typed: lines, JSON, a picture, and mistakes."""
 
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from accel_train import cli
 from accel_train.tools.search import command as module
+from accel_train.tools.search.search import Query
 from tests.tools.conftest import encoded_image
 
 
@@ -144,6 +146,36 @@ def test_many_bad_images_are_counted(capsys: pytest.CaptureFixture[str]) -> None
     assert lines[1] == "  0.png: bad\\x1b"
     assert lines[-1] == "  ... and 5 more"
     assert len(lines) == 22
+
+
+@pytest.mark.parametrize(("num_queries", "at_most"), [(1, 1), (100, 100), (101, 100), (20_000, 100)])
+def test_of_many_queries_some_are_searched_exactly_too(num_queries: int, at_most: int) -> None:
+    class Index:
+        num_embedded = num_kept = num_removed = 0
+        unreadable = ()
+
+    class One:
+        collection, index, approximate = Index, Index, object()
+
+        def __len__(self) -> int:
+            return 5
+
+    class Searched:
+        folder = None
+        searched = {"image": One()}
+        encoder = collection = types.SimpleNamespace(source="s")
+
+        def features(self, queries: list[Query]) -> list[Query]:
+            return queries
+
+        def recall_of_approximate(self, kind: str, top: int, queries: list[Query] | None = None) -> float:
+            return 0.0 if queries is None else len(queries)
+
+    One.collection.name = "n"  # type: ignore[attr-defined]
+    queries = [Query(text=str(number)) for number in range(num_queries)]
+    found = module.about(Searched(), "image", queries, 3)  # type: ignore[arg-type]
+    recall = found["searched"]["image"]["recall_of_approximate"]
+    assert min(num_queries, at_most // 2) <= recall["of_queries"] <= at_most
 
 
 def test_a_query_image_that_is_none(
