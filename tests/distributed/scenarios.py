@@ -43,6 +43,7 @@ BERT = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "in
 IMAGE = {"name": "image", "layers": "chinese_clip_image", "lr": 0.2, "layer_decay": 0.7}
 FROZEN_IMAGE = IMAGE | {"lr": 0.0, "layer_decay": 1.0}
 TEXT = {"name": "text", "layers": "chinese_clip_text", "lr": 0.3, "layer_decay": 0.8}
+FROZEN_TEXT = TEXT | {"lr": 0.0, "layer_decay": 1.0, "layers": ["chinese_clip_text", r"^text_projection\."]}
 REST = [
     {"name": "heads", "layers": [r"_projection\."], "lr": 0.5},
     {"name": "temperature", "layers": ["^logit_"], "lr": 0.05},
@@ -227,18 +228,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
             "towers": [FROZEN_IMAGE | {"layers": ["chinese_clip_image", r"^visual_projection\."]}, TEXT, *REST]
         }
     },
-    # The texts, which go around the ranks, don't train; all projections do.
-    "sigmoid_frozen_text": GENTLE
-    | WARM
+    # The texts, which go around the ranks, don't train.
+    "sigmoid_frozen_text": WARM
     | {
         "loss": {"name": "sigmoid"},
-        "optimizer": {
-            "towers": [
-                IMAGE | {"lr": 0.02},
-                TEXT | {"lr": 0.0, "layer_decay": 1.0, "layers": ["chinese_clip_text", r"^text_projection\."]},
-                *REST,
-            ]
-        },
+        "optimizer": {"towers": [GENTLE["optimizer"]["towers"][0], FROZEN_TEXT, *GENTLE["optimizer"]["towers"][2:]]},
     },
     # Three modalities compared in pairs; adapters and a projector in front of a frozen decoder, which writes captions too.
     "aligned": ALIGNED,
