@@ -101,7 +101,7 @@ def _add_searched(parser: Parser) -> None:
     searched.add_argument(
         "--approximate",
         action="store_true",
-        help="search a graph instead of comparing all, for millions (pip install 'accel_train[ann]')",
+        help="search the nearest clusters instead of comparing all, for millions (pip install 'accel_train[ann]')",
     )
 
 

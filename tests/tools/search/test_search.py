@@ -176,7 +176,7 @@ def test_approximate_search_says_how_much_it_finds(exported: str, photos: Path, 
             found = search.find(queries, top=5)
             recall = search.recall_of_approximate("image", 5)
             assert search.folder is not None
-            (graph,) = search.folder.glob("*.faiss")
+            (clusters,) = search.folder.glob("*.faiss")
     assert [[hit.id for hit in hits] for hits in found] == [[hit.id for hit in hits] for hits in exact]
     assert recall == 1
 
@@ -185,7 +185,39 @@ def test_approximate_search_says_how_much_it_finds(exported: str, photos: Path, 
         ((first, *_),) = search.find([Query(image=encoded_image(3))])
         assert (first.id, first.is_duplicate) == ("0.png", True)
         assert search.folder is not None
-        assert graph not in search.folder.glob("*.faiss"), "the graph of the old items is still there"
+        assert clusters not in search.folder.glob("*.faiss"), "the file of the old items is still there"
+
+
+@pytest.mark.parametrize("keep", [0, 50, 2000, -100])
+def test_a_damaged_file_of_clusters_is_named(tmp_path: Path, keep: int) -> None:
+    pytest.importorskip("faiss")
+    from accel_train.tools.search.approximate import open_approximate
+
+    features = torch.nn.functional.normalize(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    open_approximate(tmp_path, "image", features, "token", show_progress=False)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:keep])
+    with pytest.raises(UserError, match=r"damaged .* Remove it; it is built again"):
+        open_approximate(tmp_path, "image", features, "token", show_progress=False)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 2000])
+def test_clusters_find_what_an_exact_search_finds(tmp_path: Path, num_rows: int) -> None:
+    pytest.importorskip("faiss")
+    from accel_train.tools.search.approximate import open_approximate
+    from accel_train.tools.search.nearest import nearest
+
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(40, 16, generator=generator)
+    rows = centres[torch.arange(num_rows) % 40] + 0.1 * torch.randn(num_rows, 16, generator=generator)
+    features = torch.nn.functional.normalize(rows, dim=1)
+    clusters = open_approximate(tmp_path, "image", features, "token", show_progress=False)
+    scores, found = clusters.nearest(features[:20], 5)
+    exact_scores, exact = nearest(features[:20], features, 5)
+    torch.testing.assert_close(scores, exact_scores, atol=1e-5, rtol=0)
+    assert torch.equal(found, exact)
 
 
 def test_recall_is_counted_row_by_row() -> None:
