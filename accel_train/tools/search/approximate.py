@@ -1,7 +1,7 @@
 """Nearest rows without comparing all: those of some clusters (an inverted file, built by faiss), kept beside the index.
 
-A graph (HNSW) of as many rows answers in half the time for the same share of right results, but building it took 28 times
-as long, and it has to lie in memory as a whole: the clusters' rows stay on disk until a query comes near them.
+A graph (HNSW) gives the same share of right results in about half the time, but building it took 77 s for 100,000 rows of
+512 numbers where the clusters took 3 s, and all of it must lie in memory: their rows stay on disk until a query comes near.
 """
 
 import math
@@ -77,9 +77,11 @@ def _found(faiss: Any, kind: str, features: Tensor, *, show_progress: bool) -> A
     clusters = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_clusters, faiss.METRIC_INNER_PRODUCT)
     clusters.cp.niter, clusters.cp.spherical = ROUNDS, True
     clusters.cp.min_points_per_centroid, clusters.cp.max_points_per_centroid = 1, ROWS_FOR_A_CENTRE
-    with RowProgress(f"clusters of {kind}s", num_rows, done=0, shown=show_progress) as progress:
-        chosen = torch.linspace(0, num_rows - 1, min(num_rows, ROWS_FOR_A_CENTRE * num_clusters)).long()
+    chosen = torch.linspace(0, num_rows - 1, min(num_rows, ROWS_FOR_A_CENTRE * num_clusters)).long()
+    compared = ROUNDS * len(chosen)  # with all centres, as each row once afterwards
+    with RowProgress(f"clusters of {kind}s", compared + num_rows, shown=show_progress) as progress:
         clusters.train(features[chosen].numpy())
+        progress.advance(compared)
         for piece in features.split(ROWS_AT_ONCE):
             clusters.add(piece.contiguous().numpy())
             progress.advance(len(piece))

@@ -99,7 +99,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 
 def test_a_full_disk_is_said(monkeypatch, tmp_path):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("accel_train.tools.sweep.worker.work", full)
