@@ -1,4 +1,4 @@
-"""The time of a step that `plan` gives from this host's calibration, against the step that `bench` measures."""
+"""The time of a step that `plan` gives from this host's calibration, and what it says of more ranks, against `bench`."""
 
 import json
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from tests.distributed.ranks import ROOT, run_ranks
 from tests.small_data import data_for
 
 GOAL = 1.25
+BATCH = "data.global_batch_size"
 LLAMA = [
     "configs/small/sequence_classification.yaml",
     "data.max_text_length=4",
@@ -52,8 +53,7 @@ def test_planned_step(model: str, launch: str, cache: str, tmp_path: Path, recor
     words.append(f"data.micro_batch_size={batch // world_size}")
     words = list({word.partition("=")[0]: word for word in words}.values())
     plan = last_json(output_of(1, "plan", *words, f"--ranks={world_size}", "--json", cache=cache))["step_time"]
-    steps = ["--steps=8", "--warmup=2", "--rounds=1", "--json"]
-    seconds = last_json(output_of(world_size, "bench", *words, *steps, cache=cache))["step_seconds"]
+    seconds = step_seconds(world_size, words, cache)
     print(
         {name: round(value, 4) for name, value in plan["parts"].items()},
         f"planned {plan['seconds']:.4f}, {seconds:.4f}",
@@ -64,6 +64,39 @@ def test_planned_step(model: str, launch: str, cache: str, tmp_path: Path, recor
     )
     ratio = plan["seconds"] / seconds
     record(Figure(f"plan/{model}_{launch}", max(ratio, 1 / ratio), 0.0, GOAL, how, better="lower"))
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "fsdp2"])
+def test_scaling(engine: str, cache: str, tmp_path: Path, record: Callable[[Figure], None]) -> None:
+    """Weak scaling from one process to two with a core each; links as fast as the collectives that were measured.
+
+    fsdp2 has no goal: the model hides its gathers behind computing, as a GPU does, and here the same cores do both.
+    """
+    share = 32
+    words = [*VIT, NO_WORKERS, f"run_dir={tmp_path / 'run'}", f"data.micro_batch_size={share}"]
+    settings = {word.partition("=")[0]: word for word in words}
+    one, two = ([*(settings | {BATCH: f"{BATCH}={share * ranks}"}).values()] for ranks in (1, 2))
+    calibration = json.loads(Path(cache, "accel_train", "calibration.json").read_text())
+    curve = calibration["collectives"]["2"]["all_reduce"]
+    links = [f"--latency-us={curve[0][1] / 2 * 1e6}", f"--intra-node={max(size / took for size, took in curve) / 1e9}"]
+    said = last_json(output_of(1, "plan", *one, "--scale", "--gpus=2", *links, "--inter-node=1", "--json", cache=cache))
+    planned = said["scale"]["points"][engine][1]
+    seconds = [step_seconds(1, one, cache), step_seconds(2, [*two, f"engine={engine}"], cache)]
+    measured = seconds[0] / seconds[1]
+    print({name: round(value, 4) for name, value in planned["parts"].items()}, links, seconds)
+    how = (
+        f"the efficiency of two processes that `plan --scale` gives ({planned['efficiency']:.2f}) over the measured one "
+        f"({measured:.2f}), or the reverse where that is larger; vit, {engine}, {share} rows on each"
+    )
+    ratio = planned["efficiency"] / measured
+    goal = None if engine == "fsdp2" else GOAL
+    record(Figure(f"scale/vit_{engine}", max(ratio, 1 / ratio), 0.0, goal, how, better="lower"))
+
+
+def step_seconds(world_size: int, words: list[str], cache: str) -> float:
+    """The median step that `bench` measures."""
+    steps = ["--steps=8", "--warmup=2", "--rounds=1", "--json"]
+    return float(last_json(output_of(world_size, "bench", *words, *steps, cache=cache))["step_seconds"])
 
 
 def last_json(output: str) -> dict[str, Any]:
