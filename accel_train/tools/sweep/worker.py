@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sys
 
 import optuna
 from optuna.trial import Trial, TrialState
@@ -141,7 +142,11 @@ def _end_in_words(study: optuna.Study, number: int, outcome: Outcome, score: str
 
 
 def _say(console: Console, message: str) -> None:
-    if not is_quiet():
+    if is_quiet():
+        return
+    if console.is_terminal:  # a plain print goes above the bar; another console would write over it
+        print(visible(message), file=sys.stderr if console.stderr else sys.stdout)
+    else:
         console.print(visible(message), markup=False, soft_wrap=True)
 
 
