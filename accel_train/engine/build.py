@@ -13,7 +13,14 @@ from accel_train.config.schema import RunConfig
 from accel_train.engine.engine import Engine
 from accel_train.engine.fsdp import FullyShardedDataParallel2
 from accel_train.engine.host_memory import keep_freed_memory
-from accel_train.engine.launch import Launch, ensure_rendezvous, forget_launcher_settings, name_accelerator, read_launch
+from accel_train.engine.launch import (
+    Launch,
+    ensure_rendezvous,
+    forget_launcher_settings,
+    name_accelerator,
+    read_launch,
+    threads_per_rank,
+)
 from accel_train.engine.plain import DataParallel
 from accel_train.engine.rendezvous import call_roll, find_address
 from accel_train.engine.zero import Zero, zero_plugin
@@ -95,15 +102,6 @@ def _known_trackers(names: list[str]) -> list[str]:
                 code="AT203",
             )
     return names
-
-
-def threads_per_rank(config: RunConfig, local_ranks: int) -> int | None:
-    """Of torch on a CPU host that so many ranks share. None: as the environment says, or torch by itself."""
-    if config.compute.num_threads is not None:
-        return config.compute.num_threads
-    if local_ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
-        return max(1, (os.cpu_count() or 1) // local_ranks)
-    return None
 
 
 def _set_threads(config: RunConfig, launch: Launch) -> None:

@@ -136,3 +136,12 @@ def ensure_rendezvous(launch: Launch) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1"
     )
+
+
+def threads_per_rank(config: RunConfig, local_ranks: int) -> int | None:
+    """Of torch on a CPU host that so many ranks share. None: as the environment says, or torch by itself."""
+    if config.compute.num_threads is not None:
+        return config.compute.num_threads
+    if local_ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
+        return max(1, (os.cpu_count() or 1) // local_ranks)
+    return None

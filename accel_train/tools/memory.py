@@ -13,7 +13,7 @@ from accel_train.config.schema import RunConfig
 from accel_train.optim.optimizers import state_names
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.tools.dry_run.reduction import FLOAT_BYTES
-from accel_train.tools.dry_run.step import DryStep
+from accel_train.tools.dry_run.step import DryStep, batches_on_device
 
 BASES = {
     "weights": "4 bytes for each number",
@@ -23,7 +23,7 @@ BASES = {
     "gradients": "of what trains",
     "optimizer state": "{num_states} numbers for each weight that trains",
     "reduction buffers": "gradients on their way to other ranks",
-    "batch": "{num_micro_batches} of {micro_batch_size} samples, on the device for the whole step",
+    "batch": "{num_batches} of {micro_batch_size} samples, as many as are on the device at once",
     "activations": "of one micro-batch of {micro_batch_size}, {how}",
     "features and loss": "outputs of the global batch, and the loss over them",
     "backward pass": "gradients of activations on their way",
@@ -52,7 +52,7 @@ def memory_parts(dry: DryStep, plan: GroupPlan, config: RunConfig) -> list[Memor
     num_states = len(state_names(config.optimizer))
     words: dict[str, Any] = {
         "num_states": num_states,
-        "num_micro_batches": split.num_micro_batches,
+        "num_batches": batches_on_device(split),
         "micro_batch_size": split.micro_batch_size,
         "how": checkpointed,
     }

@@ -5,18 +5,19 @@ Inside torch's FakeTensorMode nothing is held and nothing computed, so a step of
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from accel_train.tools.operation_flops import OWN_FORMULAS
 
 aten = torch.ops.aten
+DEVICE = torch.ops.prim.device.default
+"""Autograd asks for a tensor's device twice for each operation, through every mode: of a fake tensor that is known."""
 CONVOLUTIONS = {aten.convolution, aten._convolution, aten.convolution_backward}
 FORMULAS = flop_registry | {packet: shape_wrapper(formula) for packet, formula in OWN_FORMULAS.items()}
 PRODUCTS = ("matmul", "attention", "convolution", "convolution_backward", "depthwise", "depthwise_backward")
@@ -79,6 +80,12 @@ class Counting(TorchDispatchMode):
         """Counts memory for which there is no tensor; a negative number takes it back."""
         self._change(label, num_bytes)
 
+    def repeat(self, phase: str, other: str) -> None:
+        """Counts the work of a phase once more, as that of another one."""
+        for work, times in list(self.work.items()):
+            if work.phase == phase:
+                self.work[work._replace(phase=other)] += times
+
     def end(self) -> None:
         """Keeps the figures, and is told of no storage that is freed later."""
         self._alive.clear()
@@ -96,6 +103,8 @@ class Counting(TorchDispatchMode):
             self.peak, self.at_peak = self._total, self.now.copy()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE:
+            return args[0].fake_device
         result = func(*args, **(kwargs or {}))
         if func.is_view:
             return result
@@ -122,9 +131,15 @@ class Counting(TorchDispatchMode):
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    for leaf in tree_iter(tree):
-        if isinstance(leaf, Tensor):
-            yield leaf
+    """Those of an operation's or a module's arguments or results, in their order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for part in tree:
+            yield from tensors(part)
+    elif isinstance(tree, Mapping):
+        for part in tree.values():
+            yield from tensors(part)
 
 
 def _kind_of_product(packet: Any, args: Any) -> str:

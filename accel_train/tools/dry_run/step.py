@@ -83,6 +83,11 @@ class DryStep:
         return min(self.num_blocks, MOST_BLOCKS)
 
 
+def batches_on_device(split: Split) -> int:
+    """Micro-batches whose columns are there at once: on a GPU that at work, and those whose graphs wait with it."""
+    return split.kept_graphs if torch.cuda.is_available() else split.num_micro_batches
+
+
 @uninterrupted()
 def dry_step(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> DryStep:
     """`model` may be on the meta device; it is left as it is. A task that can't show a batch has no activations."""
@@ -102,7 +107,7 @@ def dry_step(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> Dry
         counted.label, counted.phase = "batch", "setup"
         batches = [{name: torch.empty_like(column) for name, column in columns.items()} for _ in range(num)]
         counted.hold("frozen teacher", task.frozen_bytes())
-        others = split.num_micro_batches - num
+        others = batches_on_device(split) - num
         counted.hold("batch", others * sum(column.numel() * column.element_size() for column in columns.values()))
         if split.activation_checkpointing:
             _checkpoint(model)
@@ -195,9 +200,10 @@ class _Run:
         keeps_graphs = self.split.engine not in ONE_GRAPH_ENGINES and has_frozen(self.model)
         for turn, batch in enumerate(self.batches):
             before, is_last = self.counted.now["activations"], turn == num - 1
-            with torch.set_grad_enabled(is_last or keeps_graphs):
-                outputs = self.forward(batch, "forward" if is_last else "forward, for features")
-            if not is_last and keeps_graphs:
+            if not is_last and not keeps_graphs:
+                continue
+            outputs = self.forward(batch, "forward" if is_last else "forward, for features")
+            if not is_last:
                 light = light_outputs(outputs, self.task.output_inputs)
                 if all_light(outputs, light | self.task.shared_outputs):
                     self.split = replace(self.split, kept_graphs=self.split.num_micro_batches)
@@ -205,10 +211,12 @@ class _Run:
             pieces.append(outputs)
             del outputs
         kept = pieces[-1]
+        if len(pieces) < num:  # a pass without a graph computes what one with a graph does, and holds less
+            self.counted.repeat("forward", "forward, for features")
         other_graphs = (self.split.kept_graphs - 1) * (self.counted.now["activations"] - before)
         self.counted.hold("activations", other_graphs)
         self.counted.label, self.counted.phase = "features and loss", "loss"
-        pieces_before = self.split.num_micro_batches - num  # the real step keeps its pieces until the end
+        pieces_before = self.split.num_micro_batches - len(pieces)  # the real step keeps its pieces until the end
         self.counted.hold("features and loss", pieces_before * bytes_of(kept.values()))
         self.row_bytes = self.bytes_of_a_row(kept)
         gradients, held, has_loss = self.loss.gradients(kept)

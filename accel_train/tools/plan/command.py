@@ -10,8 +10,7 @@ import torch
 from rich.console import Console
 
 from accel_train.config.schema import RunConfig
-from accel_train.engine.build import threads_per_rank
-from accel_train.engine.launch import read_launch
+from accel_train.engine.launch import read_launch, threads_per_rank
 from accel_train.errors import UserError
 from accel_train.tools.calibration.record import HOW, Rates, rates_key, read_calibration
 from accel_train.tools.plan.fits import Fit, fits

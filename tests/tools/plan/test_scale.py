@@ -77,7 +77,7 @@ def test_slow_links_are_named(tmp_path: Path) -> None:
     slow = Links(intra_node=100e9, inter_node=0.1e9, latency=1e-6, gpus_per_node=8)
     found = scaled("chinese_clip.yaml", slow)
     first = found.bottleneck("ddp")
-    assert first is not None and first == (16, "features")
+    assert first is not None and first == (16, "gradients")
     assert all(set(point.parts) == set(PARTS) for point in found.points["fsdp2"])
     draw_scaling(found, "ddp", "chinese_clip", str(tmp_path / "scaling.png"))
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
