@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from accel_train.engine.engine import Engine
 from accel_train.tools.calibration.record import Curve, Rates, seconds_at
@@ -24,7 +25,7 @@ IMAGE_SIDES = (8, 16, 32, 64, 128, 256)
 TOKENS = (16, 32, 64, 128, 256, 512, 1024)
 NUMBERS = tuple(4**power for power in range(4, 15))
 COLLECTIVE_BYTES = tuple(4**power for power in range(5, 14))
-HEADS, HEAD_WIDTH, SEQUENCES = 8, 64, 8
+HEADS, HEAD_WIDTH, SEQUENCES, WIDTH = 8, 64, 8, 256
 
 Operation = Callable[[], object]
 Make = Callable[[int, torch.device, torch.dtype], tuple[float, Operation]]
@@ -40,11 +41,11 @@ def measure_rates(device: torch.device) -> Rates:
             curves[f"{kind}/{name}"] = _curve(make, sizes, device, dtype)
     curves["plain"] = _curve(_plain, NUMBERS, device, torch.float32)
     curves["dear"] = _curve(_dear, NUMBERS, device, torch.float32)
-    return Rates(curves, _seconds_per_operation(device, curves))
+    return _as_in_a_step(Rates(curves, _seconds_per_operation(device, curves)), device)
 
 
 def measure_collectives(engine: Engine) -> dict[str, Curve]:
-    """Between the ranks of this launch; every rank calls it and gets the slowest rank's figures."""
+    """Between the ranks of this launch, as they run in a step; every rank calls it and gets the slowest rank's figures."""
     found: dict[str, Curve] = {"all_reduce": [], "all_gather": []}
     for size in COLLECTIVE_BYTES:
         whole = torch.ones(size // 4, device=engine.device)
@@ -59,7 +60,48 @@ def measure_collectives(engine: Engine) -> dict[str, Curve]:
             found[kind].append((float(size), seconds))
         if max(curve[-1][1] for curve in found.values()) > LONGEST_CALL:
             break
-    return {kind: _rising(curve) for kind, curve in found.items()}
+    curves = {kind: _rising(curve) for kind, curve in found.items()}
+    factor = _collectives_in_a_step(engine, curves["all_reduce"])
+    return {kind: [(size, seconds * factor) for size, seconds in curve] for kind, curve in curves.items()}
+
+
+def _as_in_a_step(rates: Rates, device: torch.device) -> Rates:
+    """All times longer by what a pass of an encoder takes over the sum of its operations, each measured alone.
+
+    Alone an operation finds its operands in the caches and its memory at hand.
+    """
+    encoder, values = _encoder(device)
+    counted = Counting()
+    with counted:
+        _pass(encoder, values)
+    alone = sum(number * rates.seconds_of(work) for work, number in counted.work.items())
+    factor = max(1.0, _time(partial(_pass, encoder, values), device) / alone)
+    curves = {kind: [(size, seconds * factor) for size, seconds in curve] for kind, curve in rates.curves.items()}
+    return Rates(curves, rates.seconds_per_operation * factor)
+
+
+def _collectives_in_a_step(engine: Engine, all_reduce: Curve) -> float:
+    """What DistributedDataParallel adds to a pass of an encoder, over one reduction of all its gradients by itself.
+
+    Gradients are copied into buckets and out again, and ranks are not quite together.
+    """
+    encoder, values = _encoder(engine.device)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())
+    alone = _agreed_time(partial(_pass, encoder, values), engine)
+    together = _agreed_time(partial(_pass, DistributedDataParallel(encoder), values), engine)
+    return max(1.0, (together - alone) / seconds_at(all_reduce, size))
+
+
+def _encoder(device: torch.device) -> tuple[nn.Module, Tensor]:
+    """An encoder whose operations are as large as those of small models, and a batch for it."""
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False).to(device).train()
+    return encoder, torch.randn(16, 64, WIDTH, device=device)
+
+
+def _pass(encoder: nn.Module, values: Tensor) -> None:
+    encoder.zero_grad()
+    encoder(values).sum().backward()
 
 
 def _agreed_time(operation: Operation, engine: Engine) -> float:

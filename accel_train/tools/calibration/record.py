@@ -16,8 +16,9 @@ import torch
 
 from accel_train.errors import UserError
 from accel_train.json_text import read_json
+from accel_train.tools.dry_run.counting import PRODUCTS, Work
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HOW = "`accel-train bench CONFIG --calibrate` measures it; under the launcher of the run, its collectives too"
 Curve = list[tuple[float, float]]
 """(size, seconds), sizes rising."""
@@ -31,6 +32,14 @@ class Rates:
     """Seconds of one operation by `kind/dtype` and size, as `Work` names them; element-wise ones by `kind`."""
     seconds_per_operation: float
     """What Python, autograd and the modules around an operation cost on the host."""
+
+    def seconds_of(self, work: Work) -> float:
+        """Of one operation. Raises UserError where none of its kind was measured."""
+        key = f"{work.kind}/{work.dtype}" if work.kind in PRODUCTS else work.kind
+        curve = self.curves.get(key)
+        if curve is None:
+            raise UserError(f"no time of {key} operations was measured on this host. {HOW}.")
+        return seconds_at(curve, work.size) + self.seconds_per_operation
 
 
 @dataclass(frozen=True, slots=True)

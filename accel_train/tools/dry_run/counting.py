@@ -23,7 +23,19 @@ FORMULAS = flop_registry | {packet: shape_wrapper(formula) for packet, formula i
 PRODUCTS = ("matmul", "attention", "convolution", "convolution_backward", "depthwise", "depthwise_backward")
 """Operations that are measured in floating-point operations. Depthwise: a convolution by groups. A convolution's backward
 kernels run at speeds of their own."""
-DEAR = {"gelu", "_softmax", "_log_softmax", "exp", "tanh", "sigmoid", "silu", "logsumexp", "native_layer_norm", "erf"}
+DEAR = {
+    "gelu",
+    "_softmax",
+    "_log_softmax",
+    "exp",
+    "tanh",
+    "sigmoid",
+    "silu",
+    "logsumexp",
+    "native_layer_norm",
+    "erf",
+    "bernoulli",
+}
 """Element-wise operations that cost more arithmetic than memory on a CPU, by name, with their backward passes."""
 
 

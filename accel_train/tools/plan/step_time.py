@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from accel_train.errors import UserError
 from accel_train.tasks.task import Task
-from accel_train.tools.calibration.record import HOW, Calibration, Curve, Rates, seconds_at
+from accel_train.tools.calibration.record import Calibration, Curve, Rates, seconds_at
 from accel_train.tools.dry_run.counting import Work
 from accel_train.tools.dry_run.step import DryStep
 from accel_train.tools.plan.traffic import Collective, traffic
@@ -62,16 +62,8 @@ def phase_seconds(dry: DryStep, rates: Rates) -> dict[str, float]:
     """Seconds of every phase of one step."""
     found: dict[str, float] = {}
     for work, number in repeated(dry).items():
-        found[work.phase] = found.get(work.phase, 0.0) + number * operation_seconds(work, rates)
+        found[work.phase] = found.get(work.phase, 0.0) + number * rates.seconds_of(work)
     return found
-
-
-def operation_seconds(work: Work, rates: Rates) -> float:
-    key = work.kind if work.kind in ELEMENTWISE else f"{work.kind}/{work.dtype}"
-    curve = rates.curves.get(key)
-    if curve is None:
-        raise UserError(f"no time of {key} operations was measured on this host. {HOW}.")
-    return seconds_at(curve, work.size) + rates.seconds_per_operation
 
 
 def optimizer_seconds(dry: DryStep, rates: Rates) -> float:

@@ -63,7 +63,7 @@ def test_another_machine_is_refused(cache: Path, key: str, value: str) -> None:
         lambda found: found | {"rates": {"cpu/1": {"curves": {"plain": []}, "seconds_per_operation": 0}}},
         lambda found: found | {"rates": {"cpu/1": {"curves": {"plain": [[2, 1], [1, 1]]}, "seconds_per_operation": 0}}},
         lambda found: found | {"collectives": {"2": {"all_reduce": [[1, -1]]}}},
-        lambda found: {"format_version": 2},
+        lambda found: {"format_version": 3},
         lambda found: [found],
     ],
 )
