@@ -220,17 +220,28 @@ def read_requests(
             reply = next(replies)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not _is_dead_worker(error):
                 raise
+            said = str(error) or type(error).__name__
             raise CheckFailed(
-                f"A loader process ended without a word ({error}). It was killed, ran out of memory, or /dev/shm is "
+                f"A loader process ended without a word ({said}). It was killed, ran out of memory, or /dev/shm is "
                 "full. Lower data.num_workers or data.prefetch_batches, or set data.num_workers=0 to see the error itself.",
                 code="AT602",
             ) from error
         if num_workers and not pin_memory:  # a tensor in shared memory holds a file descriptor: copy it out, free it
             reply = Reply({name: column.clone() for name, column in reply.columns.items()}, reply.unreadable)
         yield reply
+
+
+def _is_dead_worker(error: Exception) -> bool:
+    """Torch has missed a worker, or the worker was gone while a tensor was being taken over from it.
+
+    What a living worker raised itself has the same types, and begins with "Caught".
+    """
+    return not str(error).startswith("Caught ") and (
+        not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+    )
 
 
 def _unchanged(reply: Reply) -> Reply:

@@ -3,7 +3,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -202,6 +202,32 @@ def test_a_killed_worker_is_a_clear_error(data_section: MakeSection) -> None:
     data = data_section(Path("unused"), num_workers=1)
     with pytest.raises((CheckFailed, RuntimeError), match="worker"):
         steps_of(Numbers(16, fatal=3), data, last_step=2)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), CheckFailed),
+        (ConnectionResetError(104, "Connection reset by peer"), CheckFailed),
+        (EOFError(), CheckFailed),
+        (ConnectionResetError("Caught ConnectionResetError in DataLoader worker process 0."), ConnectionResetError),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), RuntimeError),
+        (RuntimeError("of another kind"), RuntimeError),
+    ],
+)
+def test_a_worker_that_dies_is_told_from_one_that_raises(
+    raised: Exception, expected: type[Exception], data_section: MakeSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be gone while a tensor is being taken over from it, before torch misses it."""
+
+    def fails(*_: object, **__: object) -> Iterator[None]:
+        raise raised
+        yield
+
+    monkeypatch.setattr("accel_train.data.loader.DataLoader", fails)
+    with pytest.raises(expected) as caught:
+        steps_of(Numbers(16), data_section(Path("unused"), num_workers=1), last_step=2)
+    assert type(caught.value) is expected
 
 
 def test_signals_to_a_worker_do_not_end_it(data_section: MakeSection) -> None:

@@ -73,4 +73,5 @@ def test_phases_of_recorded_steps() -> None:
     operators = operator_rows(found, NUM_STEPS, top=5)
     assert len(operators) == 5
     assert [row.own for row in operators] == sorted((row.own for row in operators), reverse=True)
-    assert all(row.name.startswith(("aten::", "autograd::", "Optimizer")) for row in operators), operators
+    assert not {row.name for row in operators} & set(named), "phases are no operators"
+    assert operators[0].name.startswith("aten::"), operators
