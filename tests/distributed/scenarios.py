@@ -276,7 +276,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "model": DUAL_ENCODER | {"batch_norm": "sync", "image": {"architecture": "resnet", "config": RESNET}},
         "optimizer": {"towers": [IMAGE | {"layers": "resnet"}, *DUAL_TOWERS[1:]]},
     },
-    "kept_graphs": SHORT | GENTLE | WARM | {"compute": {"kept_graphs": 2}, "loss": {"name": "sigmoid"}},
+    "kept_graphs": SHORT | {"compute": {"kept_graphs": 2}},
     # Costs and faults
     "counted": SHORT,
     "poisoned": SHORT
