@@ -62,7 +62,7 @@ def measure_collectives(engine: Engine) -> dict[str, Curve]:
             break
     curves = {kind: _rising(curve) for kind, curve in found.items()}
     factor = _collectives_in_a_step(engine, curves["all_reduce"])
-    return {kind: [(size, seconds * factor) for size, seconds in curve] for kind, curve in curves.items()}
+    return _longer(curves, factor)
 
 
 def _as_in_a_step(rates: Rates, device: torch.device) -> Rates:
@@ -76,8 +76,11 @@ def _as_in_a_step(rates: Rates, device: torch.device) -> Rates:
         _pass(encoder, values)
     alone = sum(number * rates.seconds_of(work) for work, number in counted.work.items())
     factor = max(1.0, _time(partial(_pass, encoder, values), device) / alone)
-    curves = {kind: [(size, seconds * factor) for size, seconds in curve] for kind, curve in rates.curves.items()}
-    return Rates(curves, rates.seconds_per_operation * factor)
+    return Rates(_longer(rates.curves, factor), rates.seconds_per_operation * factor)
+
+
+def _longer(curves: dict[str, Curve], factor: float) -> dict[str, Curve]:
+    return {kind: [(size, seconds * factor) for size, seconds in curve] for kind, curve in curves.items()}
 
 
 def _collectives_in_a_step(engine: Engine, all_reduce: Curve) -> float:

@@ -61,9 +61,8 @@ def open_approximate(folder: Path, kind: str, features: Tensor, token: str, *, s
         aside.replace(path)
     try:
         clusters = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        if path.stat().st_size < clusters.ntotal * (
-            4 * clusters.d + 8
-        ):  # a row that is not there would kill the process
+        bytes_of_rows = clusters.ntotal * (4 * clusters.d + 8)
+        if path.stat().st_size < bytes_of_rows:  # a row that is not there would kill the process
             raise RuntimeError("it is shorter than its rows")
         return Approximate(clusters)
     except RuntimeError as error:
