@@ -27,12 +27,11 @@ class Share:
 
     def draw(self, j: int) -> AbstractContextManager[None]:
         """The randomness of micro-batch j, the same each time."""
+        run, sample_ids = self.run, None
+        if run.config.dropout == "per_sample":
+            sample_ids = self.micro_batches[j]["sample_id"].to(run.engine.device)
         return forward_randomness(
-            seed=self.run.config.seed,
-            step=self.run.state.step,
-            position=self.batch.positions[j],
-            sample_ids=self.micro_batches[j]["sample_id"].to(self.run.engine.device),
-            per_sample=self.run.config.dropout == "per_sample",
+            seed=run.config.seed, step=run.state.step, position=self.batch.positions[j], sample_ids=sample_ids
         )
 
 

@@ -41,13 +41,13 @@ def seed_everything(key: int) -> None:
 
 
 @contextmanager
-def forward_randomness(*, seed: int, step: int, position: int, sample_ids: Tensor, per_sample: bool) -> Iterator[None]:
+def forward_randomness(*, seed: int, step: int, position: int, sample_ids: Tensor | None) -> Iterator[None]:
     """Makes dropout inside a function of its arguments: enter it again to draw the same masks, and BatchNorm counts once.
 
     `position` is the place of the micro-batch's first row in the global batch, so at a fixed micro-batch size the draws
-    don't depend on how micro-batches are dealt to ranks. With `per_sample` every row draws by its sample id alone.
+    don't depend on how micro-batches are dealt to ranks. With `sample_ids` every row draws by its sample id alone.
     """
     seed_everything(mixed(seed, step, position))
-    masks = per_sample_masks(sample_ids, mixed(seed, step)) if per_sample else nullcontext()
+    masks = nullcontext() if sample_ids is None else per_sample_masks(sample_ids, mixed(seed, step))
     with masks, batch_statistics(step, position):
         yield

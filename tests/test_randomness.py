@@ -49,7 +49,7 @@ def test_seed_everything_takes_every_key(key: int) -> None:
 
 def forward_draws(**changes: int) -> tuple[float, float, float]:
     place = {"seed": 1, "step": 2, "position": 3} | changes
-    with forward_randomness(**place, sample_ids=torch.arange(2), per_sample=False):
+    with forward_randomness(**place, sample_ids=None):
         return draws()
 
 
@@ -71,7 +71,7 @@ def dropout() -> nn.Module:
 
 def masked(model: nn.Module, samples: list[int], *, step: int = 0, position: int = 0) -> Tensor:
     ids = torch.tensor(samples)
-    with forward_randomness(seed=1, step=step, position=position, sample_ids=ids, per_sample=True):
+    with forward_randomness(seed=1, step=step, position=position, sample_ids=ids):
         found: Tensor = model(torch.ones(len(samples), 64))
     return found
 

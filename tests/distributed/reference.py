@@ -123,8 +123,7 @@ def forward(model: nn.Module, task: Task, config: RunConfig, parts: list[Batch],
             seed=config.seed,
             step=step,
             position=sum(len(piece["sample_id"]) for piece in parts[: len(pieces)]),
-            sample_ids=part["sample_id"],
-            per_sample=config.dropout == "per_sample",
+            sample_ids=part["sample_id"] if config.dropout == "per_sample" else None,
         ):
             pieces.append(model(part))
     return {

@@ -89,8 +89,7 @@ def randomness_not_replayed() -> None:
             seed=share.run.config.seed + passes[0] // (len(share.micro_batches) + 1),
             step=share.run.state.step,
             position=share.batch.positions[j],
-            sample_ids=share.micro_batches[j]["sample_id"],
-            per_sample=False,
+            sample_ids=None,
         )
 
     Share.draw = draw  # type: ignore[method-assign]

@@ -279,8 +279,7 @@ def _drawing(run: Run, step: int, piece: Piece, batch: Batch) -> AbstractContext
         seed=run.config.seed,
         step=step,
         position=piece.position,
-        sample_ids=batch["sample_id"],
-        per_sample=run.config.dropout == "per_sample",
+        sample_ids=batch["sample_id"] if run.config.dropout == "per_sample" else None,
     )
 
 
