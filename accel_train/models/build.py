@@ -11,6 +11,7 @@ from accel_train.models.clip import build_clip
 from accel_train.models.contrastive_model import ContrastiveModel
 from accel_train.models.dual_encoder import build_dual_encoder
 from accel_train.models.patch_dropout import drop_patches
+from accel_train.models.patches import multiply_patches
 
 
 def build_contrastive_model(config: ContrastiveConfig) -> ContrastiveModel:
@@ -23,6 +24,7 @@ def build_contrastive_model(config: ContrastiveConfig) -> ContrastiveModel:
         model = build_dual_encoder(config, config.model)
     else:
         model = build_clip(config, config.model)
+    multiply_patches(model)
     return model.train()
 
 

@@ -18,6 +18,7 @@ from accel_train.errors import UserError
 from accel_train.models.audio import AudioEncoder, build_audio_encoder
 from accel_train.models.contrastive_model import clamped_exp
 from accel_train.models.dual_encoder import architecture_value, build_backbone, output_width
+from accel_train.models.patches import multiply_patches
 
 
 class Senses(nn.Module):
@@ -39,6 +40,7 @@ class Senses(nn.Module):
             self.image_encoder = build_backbone(
                 section.image, "model.image", "num_channels", section.attention, data.image_size, keep_pooler=False
             )
+            multiply_patches(self.image_encoder)
             maps["image"] = projection(output_width(self.image_encoder.config), section.aligner)
         if section.audio is not None:
             assert section.aligner is not None
