@@ -1,8 +1,8 @@
 """Memory of one rank by part, from a step that is counted on fake tensors.
 
 Weights, gradients and optimizer state are 4 bytes for each number under every engine and precision: autocast makes its
-16-bit copies during the forward pass, where they count as activations. Not counted: the CUDA context (about 0.5 GB),
-workspaces of libraries, and what the allocator can't use because of fragmentation.
+16-bit copies during the forward pass, where they count as activations. Not counted: the CUDA context (about 0.5 GB), and
+what the allocator can't use because of fragmentation.
 """
 
 from collections.abc import Iterable
@@ -23,6 +23,7 @@ BASES = {
     "gradients": "of what trains",
     "optimizer state": "{num_states} numbers for each weight that trains",
     "reduction buffers": "gradients on their way to other ranks",
+    "libraries' workspaces": "cuBLAS's, for the forward and for the backward thread",
     "batch": "{num_batches} of {micro_batch_size} samples, as many as are on the device at once",
     "activations": "of one micro-batch of {micro_batch_size}, {how}",
     "features and loss": "outputs of the global batch, and the loss over them",

@@ -27,6 +27,8 @@ from accel_train.tools.dry_run.spread import Spread, num_bytes
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_SIMULATED = 2
+CUBLAS_THREADS = 2
+CUBLAS_WORKSPACE, HOPPER_WORKSPACE = (2 * 4096 + 8 * 16) * 1024, 8 * 4096 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,16 @@ def batches_on_device(split: Split) -> int:
     return split.kept_graphs if torch.cuda.is_available() else split.num_micro_batches
 
 
+def library_workspaces() -> int:
+    """Bytes that cuBLAS takes for itself: as much for the thread that goes back as for the one that goes forward.
+
+    What torch gives it where CUBLAS_WORKSPACE_CONFIG doesn't say otherwise (aten/src/ATen/cuda/CublasHandlePool.cpp).
+    """
+    if not torch.cuda.is_available():
+        return 0
+    return CUBLAS_THREADS * (HOPPER_WORKSPACE if torch.cuda.get_device_capability()[0] >= 9 else CUBLAS_WORKSPACE)
+
+
 @uninterrupted()
 def dry_step(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> DryStep:
     """`model` may be on the meta device; it is left as it is. A task that can't show a batch has no activations."""
@@ -107,6 +119,7 @@ def dry_step(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> Dry
         counted.label, counted.phase = "batch", "setup"
         batches = [{name: torch.empty_like(column) for name, column in columns.items()} for _ in range(num)]
         counted.hold("frozen teacher", task.frozen_bytes())
+        counted.hold("libraries' workspaces", library_workspaces())
         others = batches_on_device(split) - num
         counted.hold("batch", others * sum(column.numel() * column.element_size() for column in columns.values()))
         if split.activation_checkpointing:
