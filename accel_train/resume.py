@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accel_train import __version__
 from accel_train.checkpoint.carried import CarriedState, from_checkpoint, from_whole
 from accel_train.checkpoint.folders import all_folders, pointed_at
 from accel_train.checkpoint.load import load_into_model, load_weights
@@ -70,7 +71,10 @@ def about_launch(config: RunConfig, engine: Engine) -> dict[str, Any]:
         "precision": config.precision,
         "compute": config.compute.model_dump(),
         "device": torch.cuda.get_device_name(engine.device) if on_cuda else f"cpu, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("accel_train", "torch", "accelerate", "transformers")},
+        "versions": {
+            "accel_train": __version__,
+            **{name: version(name) for name in ("torch", "accelerate", "transformers")},
+        },
     }
 
 

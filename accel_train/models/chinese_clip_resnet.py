@@ -19,12 +19,19 @@ from accel_train.models.modified_resnet import AttentionPool, Bottleneck, Modifi
 @strict
 class ChineseCLIPResNetConfig(PretrainedConfig):
     model_type = "chinese_clip_resnet"
-    sub_configs_defaults = {"vision_config": ModifiedResNetConfig, "text_config": ChineseCLIPTextConfig}
+    sub_configs = {"vision_config": ModifiedResNetConfig, "text_config": ChineseCLIPTextConfig}
 
     text_config: dict[str, Any] | ChineseCLIPTextConfig | None = None
     vision_config: dict[str, Any] | ModifiedResNetConfig | None = None
     projection_dim: int = 1024
     logit_scale_init_value: float = 2.6592
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name, kind in self.sub_configs.items():
+            found = vars(self)[name]
+            if not isinstance(found, kind):
+                setattr(self, name, kind(**(found or {})))
+        super().__post_init__(**kwargs)
 
 
 class ChineseCLIPResNetModel(PreTrainedModel):
