@@ -14,6 +14,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def samples_per_second(workload: Workload, times: Pairs, skipped: int) -> tuple[
 def run_side(command: Command, ranks: int, times: Path, log: Path) -> Pairs:
     """When each of its steps ended."""
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *command.paths])),
+        "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *command.paths, os.environ.get("PYTHONPATH", "")])),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
@@ -96,7 +97,9 @@ def chosen(options: argparse.Namespace) -> Workload:
         case "chinese_clip":
             return workloads.chinese_clip(options.checkout, *pairs)
         case "open_clip":
-            scale = workloads.VIT_B_16 if options.gpu else workloads.SMALL
+            scale = workloads.SMALL
+            if options.gpu:
+                scale = replace(workloads.VIT_B_16, global_batch=options.global_batch, kept_graphs=options.kept_graphs)
             return workloads.open_clip(options.checkout, *pairs, scale=scale, variable_text=options.variable_text)
         case _:
             return workloads.sentence_transformers(*pairs)
@@ -126,8 +129,10 @@ def main() -> None:
     parser.add_argument(
         "--gpu",
         action="store_true",
-        help="open_clip at ViT-B/16, a global batch of 1,024 on one CUDA device, bf16, compiled",
+        help="open_clip at ViT-B/16 on one CUDA device, bf16, compiled",
     )
+    parser.add_argument("--global-batch", type=int, default=1024, help="with --gpu")
+    parser.add_argument("--kept-graphs", type=int, default=1, help="with --gpu: compute.kept_graphs of our side")
     parser.add_argument(
         "--sampling", choices=["random", "group_by_length"], default="random", help="of transformers' Trainer"
     )

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
@@ -21,6 +22,8 @@ def time_steps(output: str, last_step: int | None = None) -> None:
 
     def note(*_: Any) -> None:
         nonlocal num_steps
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         num_steps += 1
         file.write(f"{time.perf_counter()} {time.process_time()}\n")
         if num_steps == last_step:

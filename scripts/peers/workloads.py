@@ -19,6 +19,9 @@ LR, BETAS, EPS, WEIGHT_DECAY = 1e-4, (0.9, 0.98), 1e-6, 0.001
 CLASSIFIER = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
 CLASSIFIER_BATCH, CLASSIFIER_LENGTH = 80, 64
 WARMUP_STEPS = 2
+COMPILED, ONE_THREAD = {"compile": True}, {"num_threads": 1}
+GPU_TABLE_REPEATS = 50
+"""open_clip starts its loader's workers anew in every epoch: on a GPU the table is so long that none begins meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class Scale:
     on_gpu: bool = False
     """bf16 and compiled on one CUDA device, with loader workers; else fp32 on CPU cores without."""
     workers: int = 0
+    kept_graphs: int = 1
+    """Of our cached step: as many as the device's memory holds."""
 
     def micro_batch(self, accumulate: int) -> int:
         return self.global_batch // self.ranks // accumulate
@@ -88,15 +93,14 @@ def accel_train(*arguments: str) -> None:
     subprocess.run(command, cwd=HERE.parents[1], check=True, stdout=subprocess.DEVNULL)
 
 
-def our_run(folder: Path, name: str, steps: int, *, on_gpu: bool = False, **sections: Any) -> dict[str, Any]:
-    """A configuration that trains and does nothing else."""
+def our_run(folder: Path, name: str, steps: int, **sections: Any) -> dict[str, Any]:
+    """A configuration that trains and does nothing else, on one thread if nothing else is said."""
     return {
         "run_dir": str(folder / "runs" / name),
         "max_steps": steps,
         "schedule": {"name": "cosine", "warmup_steps": WARMUP_STEPS},
         "checkpoint": {"save_every": None},
-        "compute": {"compile": True} if on_gpu else {"num_threads": 1},
-        "precision": "bf16" if on_gpu else "fp32",
+        "compute": ONE_THREAD,
     } | sections
 
 
@@ -153,7 +157,8 @@ def contrastive(
         folder,
         name,
         steps,
-        on_gpu=scale.on_gpu,
+        compute=COMPILED | {"kept_graphs": scale.kept_graphs} if scale.on_gpu else ONE_THREAD,
+        precision="bf16" if scale.on_gpu else "fp32",
         model=model,
         data={
             "path": str(folder / "pairs"),
@@ -163,6 +168,8 @@ def contrastive(
             "global_batch_size": scale.global_batch,
             "micro_batch_size": scale.micro_batch(accumulate),
             "num_workers": scale.workers,
+            # Fewer lengths are fewer shapes to compile for.
+            "pad_to_multiple_of": 8 if scale.on_gpu else 1,
         }
         | data,
         loss={"positives": "own"},
@@ -271,7 +278,7 @@ def open_clip(
     table, tokenizer = folder / "pairs.csv", folder / "bert_tokenizer"
     if not table.exists():
         BertTokenizerFast(str(vocabulary), eos_token="[SEP]", bos_token="[CLS]").save_pretrained(tokenizer)
-        write_files(source, folder / "images", table)
+        write_files(source, folder / "images", table, GPU_TABLE_REPEATS if scale.on_gpu else 1)
     name = f"open_clip{'_variable_text' if variable_text else ''}_accumulate_{accumulate}"
     sizes = {
         "embed_dim": scale.projection,
@@ -347,18 +354,18 @@ def clip_sizes(scale: Scale) -> dict[str, Any]:
     }
 
 
-def write_files(source: Path, images: Path, table: Path) -> None:
-    """Every image of the training split as a file, and a table of its captions."""
+def write_files(source: Path, images: Path, table: Path, repeats: int) -> None:
+    """Every image of the training split as a file, and a table of its captions, so many times over."""
     images.mkdir(exist_ok=True)
     for line in (source / "train_imgs.tsv").read_text(encoding="utf-8").splitlines():
         name, encoded = line.split("\t")
         (images / f"{name}.jpg").write_bytes(base64.urlsafe_b64decode(encoded))
-    rows = ["filepath,title"]
+    rows: list[str] = []
     for line in (source / "train_texts.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         title = record["text"].replace('"', '""')
         rows += [f'{images / f"{name}.jpg"},"{title}"' for name in record["image_ids"]]
-    table.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    table.write_text("\n".join(["filepath,title", *rows * repeats]) + "\n", encoding="utf-8")
 
 
 def sentence_transformers(source: Path, vocabulary: Path, folder: Path, steps: int, accumulate: int) -> Workload:
