@@ -68,6 +68,9 @@ class Training:
     """What the utilisation is a share of."""
     peak_memory_gib: list[float]
     """By rank: of the device, or of the whole process on a CPU."""
+    memory_shortages: int
+    """How often the device had no room left for the allocator in these steps, the most of any rank. Each time it waits for
+    the device and gives back all that it had cached."""
     communication: float
     """Share of a step in which data was under way between ranks, the most of any rank."""
     communication_exposed: float
@@ -135,7 +138,9 @@ def measure_training(run: Run, length: Length) -> Training:
     hold_weights(run)
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
+    shortages = memory_shortages(engine.device)
     loop = time_loop(run, warmup=length.warmup, steps=length.steps)
+    shortages = max(engine.gather_objects(memory_shortages(engine.device) - shortages))
     memory = engine.gather_objects(peak_memory_gib(engine.device))
     loader = loader_rate(run, config.data.num_workers)
     step_seconds, _ = median_and_spread(loop.seconds)
@@ -165,6 +170,7 @@ def measure_training(run: Run, length: Length) -> Training:
         mfu=flops * samples_per_second / sum(peaks),
         peak=peak.source,
         peak_memory_gib=memory,
+        memory_shortages=shortages,
         communication=max(share for share, _ in engine.gather_objects(communication)),
         communication_exposed=max(share for _, share in engine.gather_objects(communication)),
         to_bare_loop=against_bare(turns),
@@ -172,6 +178,11 @@ def measure_training(run: Run, length: Length) -> Training:
         not_compared=turns.missing,
         machine=machine_facts(),
     )
+
+
+def memory_shortages(device: torch.device) -> int:
+    """How often torch's allocator has found no room on the device."""
+    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0)) if device.type == "cuda" else 0
 
 
 def communication_of(run: Run, batch: Step) -> tuple[float, float]:

@@ -30,7 +30,8 @@ def show_training(found: Training, console: Console) -> None:
         f"({found.model_flops_per_sample / 1e9:.4g} GFLOP a sample)",
         "peak memory": ", ".join(f"{gib:.2f}" for gib in found.peak_memory_gib)
         + " GiB by rank"
-        + (", of the process" if found.device == "cpu" else ", of the device"),
+        + (", of the process" if found.device == "cpu" else ", of the device")
+        + _shortages(found.memory_shortages),
         "communication": f"{found.communication:.1%} of a step, {found.communication_exposed:.1%} with nothing else going on"
         if found.world_size > 1
         else "none, one rank",
@@ -87,6 +88,16 @@ def show_checkpoint(costs: CheckpointCosts, console: Console) -> None:
 
 def _ratio(ratio: tuple[float, float] | None, missing: str, what: str) -> str:
     return missing if ratio is None else f"{ratio[0]:.3f} ± {ratio[1]:.2g} {what}"
+
+
+def _shortages(number: int) -> str:
+    if number == 0:
+        return ""
+    return (
+        f"; it was full {number} times, and then torch waits and gives back what it had cached. "
+        "Keep fewer graphs (compute.kept_graphs), take a smaller data.micro_batch_size, or start with "
+        "PYTORCH_ALLOC_CONF=expandable_segments:True."
+    )
 
 
 def _show(rows: dict[str, str], console: Console) -> None:
