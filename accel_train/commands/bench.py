@@ -57,8 +57,9 @@ def bench(argv: list[str]) -> None:
         calibrate(config, as_json=arguments.json)
         return
 
-    from accel_train.tools.bench.command import Length, bench_data
     from accel_train.tools.bench.command import bench as run
+    from accel_train.tools.bench.command import bench_data
+    from accel_train.tools.bench.training import Length
 
     length = Length(arguments.warmup or 5, arguments.steps or 20, arguments.rounds or 12)
     if arguments.data:

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from accel_train.config.load import load_config
 from accel_train.progress import Meter
-from accel_train.tools.bench.command import as_bench
+from accel_train.tools.bench.training import as_bench
 from accel_train.tools.rehearsal import rehearsal
 from accel_train.train import global_batches, one_step
 

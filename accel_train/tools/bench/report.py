@@ -1,18 +1,15 @@
 """What `bench` found, for people."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from accel_train.tools.bench.checkpoint_costs import CheckpointCosts
 from accel_train.tools.bench.loader_rates import LoaderRates
+from accel_train.tools.bench.training import Training
 
-if TYPE_CHECKING:
-    from accel_train.tools.bench.command import Training
+NOTICED_WAITING = 0.02
+"""Share of the time from which on a cause is named."""
 
 
 def show_training(found: Training, console: Console) -> None:
@@ -23,7 +20,7 @@ def show_training(found: Training, console: Console) -> None:
         f"{cut}{'es' * (found.micro_batches > 1)}",
         "samples/s": f"{found.samples_per_second:.4g} ± {found.samples_per_second_spread:.2g} "
         f"(a step takes {found.step_seconds:.4g} s)",
-        "waiting for data": f"{found.waiting_for_data:.1%} of the time",
+        "waiting for data": f"{found.waiting_for_data:.1%} of the time{_read_ahead(found)}",
         "loader alone": f"{found.loader_samples_per_second:.4g} samples/s, "
         f"{found.loader_samples_per_second / found.samples_per_second:.2g} x what the steps take",
         "model FLOP utilisation": f"{found.mfu:.1%} of {escape(found.peak)} "
@@ -88,6 +85,15 @@ def show_checkpoint(costs: CheckpointCosts, console: Console) -> None:
 
 def _ratio(ratio: tuple[float, float] | None, missing: str, what: str) -> str:
     return missing if ratio is None else f"{ratio[0]:.3f} ± {ratio[1]:.2g} {what}"
+
+
+def _read_ahead(found: Training) -> str:
+    if found.waiting_for_data < NOTICED_WAITING or not 0 < found.read_ahead < found.micro_batches:
+        return ""
+    return (
+        f"; a step takes {found.micro_batches} micro-batches of a rank, and {found.read_ahead} are read ahead "
+        "(data.num_workers x data.prefetch_batches). Where memory allows, raise data.prefetch_batches until all are."
+    )
 
 
 def _shortages(number: int) -> str:

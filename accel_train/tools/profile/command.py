@@ -16,8 +16,8 @@ from accel_train.errors import UserError
 from accel_train.interrupts import uninterrupted
 from accel_train.progress import Meter
 from accel_train.run import Run
-from accel_train.tools.bench.command import as_bench
 from accel_train.tools.bench.step_rates import hold_weights
+from accel_train.tools.bench.training import as_bench
 from accel_train.tools.profile.phases import Row, operator_rows, phase_rows, step_seconds
 from accel_train.tools.profile.recording import communication_shares, record
 from accel_train.tools.rehearsal import rehearsal

@@ -2,8 +2,8 @@
 
 from accel_train.progress import Meter
 from accel_train.tools.bench.bare_loop import BareLoop
-from accel_train.tools.bench.command import as_bench
 from accel_train.tools.bench.step_rates import at_once
+from accel_train.tools.bench.training import as_bench
 from accel_train.tools.rehearsal import rehearsal
 from accel_train.train import global_batches, one_step
 from tests.tools.profile.test_recording import small_config

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from rich.console import Console
 
 from accel_train.cli import main
-from accel_train.tools.bench.command import Training, memory_shortages
 from accel_train.tools.bench.loader_rates import LoaderRates, loader_rates
 from accel_train.tools.bench.report import in_words, show_training
+from accel_train.tools.bench.training import Training, memory_shortages
 from accel_train.tools.rehearsal import rehearsal
 from tests.distributed.ranks import run_ranks
 from tests.tools.profile.test_recording import TINY, small_config
@@ -53,22 +54,36 @@ def test_training(world_size: int, engine: str, tmp_path: Path) -> None:
     assert found["machine"]["packages"]["torch"] == torch.__version__
 
 
+FOUND = Training(
+    engine="ddp", world_size=1, device="cuda", precision="bf16", global_batch_size=4096, micro_batches=64,
+    samples_per_second=1.0, samples_per_second_spread=0.0, step_seconds=8.0, waiting_for_data=0.0, read_ahead=32,
+    loader_samples_per_second=1.0, model_flops_per_sample=1.0, mfu=0.5, peak="its data sheet", peak_memory_gib=[132.71],
+    memory_shortages=0, communication=0.0, communication_exposed=0.0, to_bare_loop=None, to_whole_batch=None,
+    not_compared="", machine={},
+)  # fmt: skip
+
+
+def shown(found: Training) -> str:
+    console = Console(record=True, width=300)
+    show_training(found, console)
+    return console.export_text()
+
+
 @pytest.mark.parametrize("shortages", [0, 7])
 def test_a_device_that_was_full_is_told_with_what_to_do(shortages: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch counts it: each time its allocator finds no room."""
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_alloc_retries": shortages})
-    cuda = torch.device("cuda")
-    found = Training(
-        engine="ddp", world_size=1, device="cuda", precision="bf16", global_batch_size=8, micro_batches=1,
-        samples_per_second=1.0, samples_per_second_spread=0.0, step_seconds=8.0, waiting_for_data=0.0,
-        loader_samples_per_second=1.0, model_flops_per_sample=1.0, mfu=0.5, peak="its data sheet",
-        peak_memory_gib=[132.71], memory_shortages=memory_shortages(cuda), communication=0.0,
-        communication_exposed=0.0, to_bare_loop=None, to_whole_batch=None, not_compared="", machine={},
-    )  # fmt: skip
-    console = Console(record=True, width=300)
-    show_training(found, console)
-    assert ("full 7 times" in console.export_text()) == (shortages == 7)
     assert memory_shortages(torch.device("cpu")) == 0
+    found = replace(FOUND, memory_shortages=memory_shortages(torch.device("cuda")))
+    assert ("full 7 times" in shown(found)) == (shortages == 7)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "read_ahead", "is_told"), [(0.3, 32, True), (0.3, 64, False), (0.3, 0, False), (0.01, 32, False)]
+)
+def test_waiting_is_laid_to_what_is_not_read_ahead(waiting: float, read_ahead: int, *, is_told: bool) -> None:
+    text = shown(replace(FOUND, waiting_for_data=waiting, read_ahead=read_ahead))
+    assert ("32 are read ahead" in text) == is_told
 
 
 class SlowDataset:

@@ -6,7 +6,7 @@ import pytest
 from accel_train.config.load import load_config
 from accel_train.config.schema import RunConfig
 from accel_train.progress import Meter
-from accel_train.tools.bench.command import as_bench
+from accel_train.tools.bench.training import as_bench
 from accel_train.tools.profile.phases import operator_rows, phase_rows, step_seconds
 from accel_train.tools.profile.recording import Span, length, overlap, record, union
 from accel_train.tools.rehearsal import rehearsal
