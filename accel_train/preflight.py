@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -40,11 +40,14 @@ VISIBLE_WITHIN = 10.0
 MOST_NAMED = 4
 
 
-def preflight(engine: Engine, config: RunConfig, run_dir: Path | None) -> list[str]:
+def preflight(
+    engine: Engine, config: RunConfig, run_dir: Path | None, options: Mapping[str, str] | None = None
+) -> list[str]:
     """Compares all ranks and tries what they share; returns a line on that if there are several. All ranks call it.
 
-    `run_dir` exists on every rank if each sees it, None: nothing is going to be shared there. Raises UserError on every
-    rank, with every difference in one message.
+    `run_dir` exists on every rank if each sees it, None: nothing is going to be shared there. `options` are those of the
+    command line beside the configuration, all of them with their values. Raises UserError on every rank, with every
+    difference in one message.
     """
     began = time.monotonic()
     if engine.world_size == 1:
@@ -53,7 +56,7 @@ def preflight(engine: Engine, config: RunConfig, run_dir: Path | None) -> list[s
     hosts = [str(host) for host in engine.gather_objects(socket.gethostname())]
     problems = [
         *_wrong_sums(engine, hosts),
-        *_differences(engine, config, hosts),
+        *_differences(engine, config, options or {}, hosts),
         *_wrong_clocks(engine, hosts),
         *(_unshared(engine, run_dir, hosts) if run_dir is not None else ()),
     ]
@@ -97,9 +100,9 @@ def _code(config: RunConfig) -> dict[str, str]:
     return code
 
 
-def _differences(engine: Engine, config: RunConfig, hosts: list[str]) -> Iterator[str]:
+def _differences(engine: Engine, config: RunConfig, options: Mapping[str, str], hosts: list[str]) -> Iterator[str]:
     """Digests first; what lies behind one is sent only where it differs."""
-    settings = {path: json.dumps(value) for path, value in leaves(config.model_dump(mode="json")).items()}
+    settings = {path: json.dumps(value) for path, value in leaves(config.model_dump(mode="json")).items()} | {**options}
     code = _code(config)
     versions = {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES}
     everyone = engine.gather_objects({"settings": digest(settings), "code": digest(code)} | versions)

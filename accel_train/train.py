@@ -44,7 +44,8 @@ def train(config: RunConfig, *, fresh: bool = False, inject: tuple[Fault, ...] =
     with stop.listening(), watched(engine, Path(config.run_dir), config.hang_minutes):
         try:
             with lost_ranks(engine):
-                for line in preflight(engine, config, Path(config.run_dir)):
+                options = {"--fresh": str(fresh), "--inject": " ".join(fault.text for fault in inject) or "not there"}
+                for line in preflight(engine, config, Path(config.run_dir), options):
                     log.say(line)
                 run = set_up(config, engine, log, stop, fresh=fresh, inject=inject)
                 if run.is_finished:

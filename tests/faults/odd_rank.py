@@ -14,7 +14,7 @@ Request = dict[str, Any]
 
 
 def other_configuration(request: Request) -> None:
-    request["argv"] = [*request["argv"], "optimizer.towers.text.lr=0.002", "seed=7"]
+    request["argv"] = [*request["argv"], "optimizer.towers.text.lr=0.002", "seed=7", "--inject", "nan:rank=1@3"]
 
 
 def other_package(request: Request) -> None:

@@ -16,7 +16,7 @@ HOST = socket.gethostname()
         (
             "configuration",
             f"Configuration: seed is 7 on rank 2 ({HOST}), 0 elsewhere; optimizer.towers.text.lr is 0.002 on "
-            f"rank 2 ({HOST}), 0.001 elsewhere.",
+            f"rank 2 ({HOST}), 0.001 elsewhere; --inject is nan:rank=1@3 on rank 2 ({HOST}), not there elsewhere.",
         ),
         ("package", f"Packages: transformers is 5.0.1 on rank 2 ({HOST}), "),
         ("code", "Code: step.py is version "),
