@@ -6,6 +6,9 @@ and it takes two micro-batches and two ranks' blocks for any number of them: the
 
 import copy
 import functools
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,7 +103,20 @@ def library_workspaces() -> int:
     return CUBLAS_THREADS * (HOPPER_WORKSPACE if torch.cuda.get_device_capability()[0] >= 9 else CUBLAS_WORKSPACE)
 
 
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Python's garbage collector would go through all fake tensors again and again: an eighth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @uninterrupted()
+@_without_collecting()
 def dry_step(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> DryStep:
     """`model` may be on the meta device; it is left as it is. A task that can't show a batch has no activations."""
     num = min(split.num_micro_batches, MOST_SIMULATED)
