@@ -6,6 +6,7 @@ makes 5 products of the size of the similarity matrix where the chunks of `both_
 each as three products in TF32 that come to the accuracy of fp32.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ FEWEST_ROWS = 16_384
 CAPABILITIES = ((8, 0), (9, 0))
 """Of CUDA devices that by their data sheets multiply in TF32 at seven times the rate of fp32 and more: A100, H100, H200.
 Where the rates are the same, as on an RTX 4090, three products in place of one don't pay."""
-HELD_ELEMENTS = 2**25
-"""Logits whose gradient is held at once, in two parts: 256 MiB."""
+BLOCK_ROWS, BLOCK_COLUMNS = 4096, 8192
+"""Of the logits whose gradient is held at once, in two parts: 256 MiB. Both products with it have as many rows as one side
+of the block, which must give each of a GPU's multiprocessors a tile to work on."""
 PROGRAMS_PER_PROCESSOR = 2
 """Programs of the first kernel for each of the device's multiprocessors, at least, so that all have work to the end."""
 TILE = {"tile_rows": 128, "tile_columns": 128, "depth": 32}
@@ -144,21 +146,22 @@ def _add_gradients(
 
     (one, other), (row_total, column_total) = split, log_totals
     _, total, width = one.shape
-    held = max(TILE["tile_rows"], HELD_ELEMENTS // total)
-    room = one.new_empty(2, min(held, rows[1] - rows[0]), total)
-    for start in range(*rows, held):
-        stop = min(start + held, rows[1])
-        found = room.view(-1)[: 2 * (stop - start) * total].view(2, stop - start, total)
-        grid = _pieces(stop - start, TILE["tile_rows"]), _pieces(total, TILE["tile_columns"])
+    room = one.new_empty(2 * min(BLOCK_ROWS, rows[1] - rows[0]) * min(BLOCK_COLUMNS, total))
+    starts = itertools.product(range(*rows, BLOCK_ROWS), range(0, total, BLOCK_COLUMNS))
+    for start, left in starts:
+        stop, right = min(start + BLOCK_ROWS, rows[1]), min(left + BLOCK_COLUMNS, total)
+        height, breadth = stop - start, right - left
+        found = room[: 2 * height * breadth].view(2, height, breadth)
+        grid = _pieces(height, TILE["tile_rows"]), _pieces(breadth, TILE["tile_columns"])
         with torch.cuda.device_of(one):
             kernels.logit_gradients[grid](
                 *one, *other, scale, *(targets.keys or (scale, scale)),
                 row_total, row_total if column_total is None else column_total, targets.share, targets.even, *found,
-                start, stop, total, width,
+                start, stop, left, right, width,
                 both=column_total is not None, shared=targets.keys is not None, **TILE, **LAUNCH,
             )  # fmt: skip
-        _add_product(gradients[0][start:stop], found, other)
-        _add_product(gradients[1], found.mT, one[:, start:stop])
+        _add_product(gradients[0][start:stop], found, other[:, left:right])
+        _add_product(gradients[1][left:right], found.mT, one[:, start:stop])
 
 
 def _add_product(into: Tensor, one: Tensor, other: Tensor) -> None:

@@ -83,11 +83,11 @@ def row_sums(  # type: ignore[no-untyped-def]
 @triton.jit
 def logit_gradients(  # type: ignore[no-untyped-def]
     x, x_rest, y, y_rest, scale, image_key, text_key, row_total, column_total, share, even, coarse, rest,
-    first_row, end_row, num_columns, width,
+    first_row, end_row, first_column, end_column, width,
     both: tl.constexpr, shared: tl.constexpr,
     tile_rows: tl.constexpr, tile_columns: tl.constexpr, depth: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the summed loss for the logits of some rows, as `coarse` and `rest`, (rows, columns) each.
+    """Gradient of the summed loss for the logits of a block, as `coarse` and `rest`, (rows, columns) each.
 
     The softmax of the row, less what is wanted of it: `share` of the row for each positive, and `even` for any pair. If
     `both`, the same of the column is added. row_total, column_total: logarithm of the summed exponentials of all rows and
@@ -95,10 +95,11 @@ def logit_gradients(  # type: ignore[no-untyped-def]
     """
     places = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     rows = first_row + places
-    columns = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
-    row_mask, column_mask = rows < end_row, columns < num_columns
-    logits = _logits(x, x_rest, y, y_rest, scale, rows, columns, end_row, num_columns, width, depth)
-    together = _together(image_key, text_key, rows, columns, end_row, num_columns, shared)
+    column_places = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
+    columns = first_column + column_places
+    row_mask, column_mask = rows < end_row, columns < end_column
+    logits = _logits(x, x_rest, y, y_rest, scale, rows, columns, end_row, end_column, width, depth)
+    together = _together(image_key, text_key, rows, columns, end_row, end_column, shared)
     less = tl.load(share + rows, mask=row_mask)[:, None]
     gradient = tl.exp(logits - tl.load(row_total + rows, mask=row_mask)[:, None]) - even
     if both:
@@ -106,7 +107,7 @@ def logit_gradients(  # type: ignore[no-untyped-def]
         gradient += tl.exp(logits - tl.load(column_total + columns, mask=column_mask)[None, :]) - even
     gradient -= tl.where(together, less, 0.0)
     nearest = ((gradient.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    at = places[:, None].to(tl.int64) * num_columns + columns[None, :]
+    at = places[:, None].to(tl.int64) * (end_column - first_column) + column_places[None, :]
     mask = row_mask[:, None] & column_mask[None, :]
     tl.store(coarse + at, nearest, mask=mask)
     tl.store(rest + at, gradient - nearest, mask=mask)

@@ -13,7 +13,7 @@ from torch import Tensor
 from accel_train.losses import fused
 from accel_train.losses.chunked import in_full_precision
 
-HELD_ROWS = 128
+BLOCK = 128, 200
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ CASES = {
 
 
 def loss_and_gradients(case: Case) -> list[Tensor]:
-    fused.HELD_ELEMENTS = HELD_ROWS * case.rows
+    fused.BLOCK_ROWS, fused.BLOCK_COLUMNS = BLOCK
     tensors = case.features()
     loss = in_full_precision(fused.FusedInfoNCE, tensors, case.keys(), case.smoothing, case.mine)
     return [loss.detach(), *torch.autograd.grad(loss, tensors)]

@@ -102,7 +102,7 @@ def test_the_kernels_compile_for_their_devices(
     function = {"row_sums": kernels.row_sums, "logit_gradients": kernels.logit_gradients}[kernel]
     settings: dict[str, Any] = {"shared": True, "both": True, **fused.TILE}
     constants = {name: value for name, value in settings.items() if name in function.arg_names}
-    numbers = {"first_row", "end_row", "num_columns", "width", "columns_of_split"}
+    numbers = {"first_row", "end_row", "first_column", "end_column", "num_columns", "width", "columns_of_split"}
     types = dict.fromkeys(function.arg_names, "*fp32") | dict.fromkeys(numbers & {*function.arg_names}, "i32")
     types |= {"image_key": "*i64", "text_key": "*i64"} | dict.fromkeys(constants, "constexpr")
     if "even" in types:
