@@ -13,7 +13,7 @@ from accel_train.config.schema import RunConfig
 from accel_train.engine.launch import read_launch, threads_per_rank
 from accel_train.errors import UserError
 from accel_train.tools.calibration.record import HOW, Rates, rates_key, read_calibration
-from accel_train.tools.plan.fits import Fit, fits
+from accel_train.tools.plan.fits import Fit, GraphsThatFit, fits, graphs_that_fit
 from accel_train.tools.plan.more_tables import print_fits, print_scaling, print_step_time
 from accel_train.tools.plan.run_plan import RunPlan, make_plan
 from accel_train.tools.plan.scale import ScaleQuestion, Scaling, given_rates, scaling
@@ -39,17 +39,18 @@ def plan(
         return
     run_plan = make_plan(config, world_size=world_size)
     seconds = _step_time(run_plan)
-    first = run_plan.task, run_plan.split
-    fitting = None if fit is None else fits(run_plan.model, run_plan.groups[0], *first, fit)
+    first = run_plan.model, run_plan.groups[0], run_plan.task, run_plan.split
+    fitting = None if fit is None else fits(*first, fit)
+    graphs = None if fit is None else graphs_that_fit(*first, fit)
     scaled = None if scale is None else _scaling(run_plan, scale)
     if as_json:
-        print(json.dumps(_as_dict(run_plan, seconds, fitting, scaled), indent=1, ensure_ascii=False))
+        print(json.dumps(_as_dict(run_plan, seconds, fitting, graphs, scaled), indent=1, ensure_ascii=False))
     else:
         console = Console(highlight=False)
         print_plan(run_plan, console)
         print_step_time(run_plan, seconds, console)
         if fitting is not None and fit is not None:
-            print_fits(fitting, fit, config, run_plan.split, console)
+            print_fits(fitting, graphs, fit, config, run_plan.split, console)
         if scaled is not None:
             print_scaling(scaled, run_plan.split.engine, console)
         print_remarks(run_plan, console)
@@ -94,7 +95,11 @@ def _scaling(run_plan: RunPlan, question: ScaleQuestion) -> Scaling:
 
 
 def _as_dict(
-    run_plan: RunPlan, seconds: StepTime | str, fitting: list[Fit] | None, scaled: Scaling | None
+    run_plan: RunPlan,
+    seconds: StepTime | str,
+    fitting: list[Fit] | None,
+    graphs: GraphsThatFit | None,
+    scaled: Scaling | None,
 ) -> dict[str, Any]:
     found = as_dict(run_plan)
     if isinstance(seconds, str):
@@ -103,6 +108,7 @@ def _as_dict(
         found["step_time"] = asdict(seconds) | {"seconds": seconds.seconds}
     if fitting is not None:
         found["fits"] = [asdict(one) for one in fitting]
+        found["kept_graphs_that_fit"] = None if graphs is None else asdict(graphs)
     if scaled is not None:
         points = {
             engine: [asdict(point) | {"seconds": point.seconds} for point in points]

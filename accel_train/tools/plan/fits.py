@@ -1,9 +1,10 @@
-"""The largest micro_batch_size that fits into a device, for every engine."""
+"""The largest micro_batch_size that fits into a device, for every engine, and how many graphs a cached step can keep."""
 
 from dataclasses import dataclass, replace
 
 from torch import nn
 
+from accel_train.config.rules import ONE_GRAPH_ENGINES
 from accel_train.config.schema import RunConfig
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.tasks.task import Task
@@ -27,6 +28,17 @@ class Fit:
     """The largest that fits and divides the configuration's global batch on these ranks; 0 if none does."""
     num_bytes: int
     """What the device then holds at the peak of a step; for 0, what the smallest batch would need."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphsThatFit:
+    """For a cached step whose micro-batches are as configured."""
+
+    kept_graphs: int
+    num_bytes: int
+    """What the device then holds at the peak of a step."""
+    share_of_time: float
+    """Of a step with as many graphs as are configured, if a backward pass takes twice the time of a forward pass."""
 
 
 def fits(model: nn.Module, plan: GroupPlan, task: Task, split: Split, limit: int) -> list[Fit]:
@@ -64,6 +76,37 @@ def _fit(model: nn.Module, plan: GroupPlan, task: Task, split: Split, limit: int
     per_rank = task.config.data.global_batch_size // split.world_size
     dividing = max((size for size in range(1, min(best, per_rank) + 1) if per_rank % size == 0), default=0)
     return Fit(split.engine, split.activation_checkpointing, best, dividing, need(best))
+
+
+def graphs_that_fit(model: nn.Module, plan: GroupPlan, task: Task, split: Split, limit: int) -> GraphsThatFit | None:
+    """None where there is nothing to choose, or where not even one fits.
+
+    Memory is the largest of straight lines over the number of graphs; the last one, which is the steepest, is followed down.
+    """
+    num = split.num_micro_batches
+    if not task.compares_whole_batch or num == 1 or split.engine in ONE_GRAPH_ENGINES or split.activation_checkpointing:
+        return None
+
+    def need(kept: int) -> int:
+        dry = dry_step(model, plan, task, replace(split, kept_graphs=kept))
+        return device_bytes(memory_parts(dry, plan, task.config))
+
+    kept, needed = num, need(num)
+    if needed > limit:
+        graph = needed - need(num - 1)
+        if graph == 0:  # light graphs: the step keeps them all
+            return None
+        kept = max(1, num - -(-(needed - limit) // graph))
+        while (needed := need(kept)) > limit and kept > 1:
+            kept -= 1
+    if needed > limit:
+        return None
+    return GraphsThatFit(kept, needed, _cached_cost(kept, num) / _cached_cost(split.kept_graphs, num))
+
+
+def _cached_cost(kept: int, num: int) -> float:
+    """Of a cached step, in forward and backward passes of the whole batch (docs/exact_step.md)."""
+    return 1 + (1 - kept / num) / 3
 
 
 def circumstances(config: RunConfig, split: Split) -> str:

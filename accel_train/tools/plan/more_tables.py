@@ -8,7 +8,7 @@ from rich.table import Table
 
 from accel_train.config.schema import RunConfig
 from accel_train.tools.dry_run.step import Split
-from accel_train.tools.plan.fits import Fit, circumstances
+from accel_train.tools.plan.fits import Fit, GraphsThatFit, circumstances
 from accel_train.tools.plan.run_plan import RunPlan
 from accel_train.tools.plan.scale import PARTS, Scaling
 from accel_train.tools.plan.step_time import StepTime
@@ -47,7 +47,14 @@ def print_step_time(plan: RunPlan, found: StepTime | str, console: Console) -> N
     console.print(f"[dim]{found.flops / 1e9:,.3g} GFLOP in a step on each rank: {speed:,.3g} GFLOP/s.[/dim]")
 
 
-def print_fits(found: Sequence[Fit], limit: int, config: RunConfig, split: Split, console: Console) -> None:
+def print_fits(
+    found: Sequence[Fit],
+    graphs: GraphsThatFit | None,
+    limit: int,
+    config: RunConfig,
+    split: Split,
+    console: Console,
+) -> None:
     console.print(f"\n[bold]Largest micro_batch_size in {size_text(limit)}[/bold] ({circumstances(config, split)})")
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     table.add_column("engine")
@@ -58,9 +65,15 @@ def print_fits(found: Sequence[Fit], limit: int, config: RunConfig, split: Split
         table.add_row(kept.engine, *cells)
     console.print(table)
     console.print(
-        f"[dim]In brackets: the largest that divides global_batch_size {config.data.global_batch_size}. Leave a tenth free "
+        f"[dim]In brackets: the largest that divides global_batch_size {config.data.global_batch_size}. Leave a fifth free "
         "for libraries and fragmentation.[/dim]"
     )
+    if graphs is not None and graphs.kept_graphs > split.kept_graphs:
+        console.print(
+            f"At micro_batch_size {split.micro_batch_size} {graphs.kept_graphs} of {split.num_micro_batches} graphs fit "
+            f"({size_text(graphs.num_bytes)}): with compute.kept_graphs={graphs.kept_graphs} in place of "
+            f"{split.kept_graphs} a step takes about {graphs.share_of_time:.2f} of its time."
+        )
 
 
 def _size(fit: Fit) -> str:

@@ -98,7 +98,7 @@ def make_plan(config: RunConfig, *, world_size: int | None = None) -> RunPlan:
         dry=dry,
         memory=memory,
         hazards=hazards(task, phases, groups, split, length),
-        notes=notes(task, phases, groups, split),
+        notes=notes(task, phases, groups, dry.split),
         advice=_advice(config, phases, groups, order.num_samples),
     )
 

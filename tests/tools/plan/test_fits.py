@@ -11,7 +11,7 @@ from accel_train.optim.param_groups import plan_groups
 from accel_train.tasks.build import build_task
 from accel_train.tools.dry_run.step import Split, dry_step
 from accel_train.tools.memory import device_bytes, memory_parts
-from accel_train.tools.plan.fits import fits
+from accel_train.tools.plan.fits import fits, graphs_that_fit
 from accel_train.tools.plan.pictures import draw_fits
 
 CONFIG = Path(__file__).parents[3] / "configs" / "small" / "chinese_clip.yaml"
@@ -47,3 +47,26 @@ def test_one_more_sample_would_not_fit(tmp_path: Path) -> None:
     assert {fit.micro_batch_size for fit in nothing} == {0}
     draw_fits(found, limit, "2 ranks", str(tmp_path / "fits.png"))
     assert (tmp_path / "fits.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_one_more_graph_would_not_fit() -> None:
+    config = load_config(CONFIG, [])
+    task = build_task(config)
+    with torch.device("meta"):
+        model = task.build_model()
+    groups = plan_groups(model, config.optimizer)
+    split = Split("ddp", 1, 16, 6, activation_checkpointing=False)
+
+    def needs(kept: int) -> int:
+        dry = dry_step(model, groups, task, replace(split, kept_graphs=kept))
+        return device_bytes(memory_parts(dry, groups, config))
+
+    for number in (1, 2, 4, 6):
+        found = graphs_that_fit(model, groups, task, split, needs(number))
+        assert found is not None
+        assert (found.kept_graphs, found.num_bytes) == (number, needs(number))
+        assert found.share_of_time == pytest.approx((1 + (6 - number) / 18) / (1 + 5 / 18))
+    assert graphs_that_fit(model, groups, task, split, needs(1) - 1) is None
+    for changes in ({"engine": "fsdp2"}, {"num_micro_batches": 1}, {"activation_checkpointing": True}):
+        assert graphs_that_fit(model, groups, task, replace(split, **changes), 10**12) is None

@@ -69,7 +69,9 @@ def test_hazards(overrides: list[str], message: str, remedy: str) -> None:
 def test_notes() -> None:
     frozen = planned(SMALL, "optimizer.towers.text.lr=0", "data.micro_batch_size=64")
     assert any("Tower text is frozen as a whole" in note for note in frozen.notes)
-    assert any("2 micro-batches on a rank; all but one are encoded twice" in note for note in frozen.notes)
+    assert any("2 micro-batches on a rank; 1 of them is encoded twice" in note for note in frozen.notes)
+    kept = planned(SMALL, "data.micro_batch_size=64", "compute.kept_graphs=2")
+    assert not any("encoded twice" in note for note in kept.notes)
     assert frozen.hazards == []
 
 
