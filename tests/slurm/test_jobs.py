@@ -2,6 +2,7 @@
 
 import csv
 import json
+import itertools
 import re
 import time
 from collections.abc import Callable
@@ -92,7 +93,9 @@ def test_a_job_outlives_its_time_limit_a_preemption_and_a_node(
     cluster.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", output=output)
     assert cluster.about(job)["JobState"] == "COMPLETED", output.read_text()
     words = ["stopped stopped by the file STOP", "stopped stopped by SIGTERM", "done"]
-    assert [ending for ending in endings(output) if ending in words] == words, output.read_text()
+    # A node that has come back is signalled once more where Slurm was slow to forget the job's earlier start.
+    found = [ending for ending, _ in itertools.groupby(ending for ending in endings(output) if ending in words)]
+    assert found == words, output.read_text()
     assert rows(run) == rows(never_stopped.run_dir)
 
 
