@@ -1,8 +1,8 @@
 """Real jobs on a real Slurm: stopped for a time limit, preempted, bereft of a node, and in the end as never stopped."""
 
 import csv
-import json
 import itertools
+import json
 import re
 import time
 from collections.abc import Callable
