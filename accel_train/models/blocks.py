@@ -43,7 +43,6 @@ def compile_blocks(model: nn.Module) -> None:
     What one pass over memory gives again, as the outputs of normalisations and of activation functions, is not kept for the
     backward pass: a third less memory for a ViT, and so more graphs that a cached step can keep.
     """
-    if hasattr(torch._functorch.config, "ban_recompute_materialized_backward"):
-        torch._functorch.config.ban_recompute_materialized_backward = False
+    torch._functorch.config.ban_recompute_materialized_backward = False
     for _, block in repeated_blocks(model):
         block.compile()
