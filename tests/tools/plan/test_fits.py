@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from accel_train.config.load import load_config
-from accel_train.optim.param_groups import plan_groups
+from accel_train.optim.param_groups import GroupPlan, plan_groups
 from accel_train.tasks.build import build_task
+from accel_train.tasks.task import Task
 from accel_train.tools.dry_run.step import Split, dry_step
 from accel_train.tools.memory import device_bytes, memory_parts
 from accel_train.tools.plan.fits import fits, graphs_that_fit
@@ -17,13 +19,17 @@ from accel_train.tools.plan.pictures import draw_fits
 CONFIG = Path(__file__).parents[3] / "configs" / "small" / "chinese_clip.yaml"
 
 
-@pytest.mark.slow
-def test_one_more_sample_would_not_fit(tmp_path: Path) -> None:
+def parts() -> tuple[nn.Module, GroupPlan, Task]:
     config = load_config(CONFIG, [])
     task = build_task(config)
     with torch.device("meta"):
         model = task.build_model()
-    groups = plan_groups(model, config.optimizer)
+    return model, plan_groups(model, config.optimizer), task
+
+
+@pytest.mark.slow
+def test_one_more_sample_would_not_fit(tmp_path: Path) -> None:
+    model, groups, task = parts()
     split = Split("ddp", 2, 64, 1, activation_checkpointing=False)
     limit = 100_000_000
     found = fits(model, groups, task, split, limit)
@@ -35,7 +41,7 @@ def test_one_more_sample_would_not_fit(tmp_path: Path) -> None:
 
     def needs(engine: str, size: int, *, checkpointing: bool) -> int:
         changed = replace(split, engine=engine, micro_batch_size=size, activation_checkpointing=checkpointing)
-        return device_bytes(memory_parts(dry_step(model, groups, task, changed), groups, config))
+        return device_bytes(memory_parts(dry_step(model, groups, task, changed), groups, task.config))
 
     for fit in (found[0], found[1], found[8]):
         kept = {"checkpointing": fit.activation_checkpointing}
@@ -51,16 +57,12 @@ def test_one_more_sample_would_not_fit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_one_more_graph_would_not_fit() -> None:
-    config = load_config(CONFIG, [])
-    task = build_task(config)
-    with torch.device("meta"):
-        model = task.build_model()
-    groups = plan_groups(model, config.optimizer)
+    model, groups, task = parts()
     split = Split("ddp", 1, 16, 6, activation_checkpointing=False)
 
     def needs(kept: int) -> int:
         dry = dry_step(model, groups, task, replace(split, kept_graphs=kept))
-        return device_bytes(memory_parts(dry, groups, config))
+        return device_bytes(memory_parts(dry, groups, task.config))
 
     for number in (1, 2, 4, 6):
         found = graphs_that_fit(model, groups, task, split, needs(number))
