@@ -6,7 +6,6 @@ A hazard is something that is likely not meant, each with its remedy. A note is 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from accel_train.config.rules import ONE_GRAPH_ENGINES
 from accel_train.config.schema import RunConfig, interval_in_steps
 from accel_train.optim.lr_scaling import lr_factor
 from accel_train.optim.param_groups import GroupPlan
@@ -146,10 +145,9 @@ def _encoded_twice(task: Task, split: Split) -> Iterator[str]:
     twice = split.num_micro_batches - split.kept_graphs
     if not task.compares_whole_batch or twice <= 0:
         return
-    keeps_one = split.engine in ONE_GRAPH_ENGINES or split.activation_checkpointing
-    further = "" if keeps_one else " So is a larger compute.kept_graphs; `plan --fits SIZE` says how many graphs fit."
+    further = " So is a larger compute.kept_graphs; `plan --fits SIZE` says how many graphs fit."
     yield (
         f"Each step has {split.num_micro_batches} micro-batches on a rank; {twice} of them {'is' if twice == 1 else 'are'} "
         "encoded twice, because the loss compares the whole global batch. A larger data.micro_batch_size is faster where "
-        f"memory allows.{further}"
+        f"memory allows.{further if split.may_keep_more_graphs else ''}"
     )

@@ -39,9 +39,10 @@ def plan(
         return
     run_plan = make_plan(config, world_size=world_size)
     seconds = _step_time(run_plan)
-    first = run_plan.model, run_plan.groups[0], run_plan.task, run_plan.split
-    fitting = None if fit is None else fits(*first, fit)
-    graphs = None if fit is None else graphs_that_fit(*first, fit)
+    first = run_plan.model, run_plan.groups[0], run_plan.task
+    fitting = None if fit is None else fits(*first, run_plan.split, fit)
+    # A step whose graphs are all light keeps them by itself, which its dry run knows.
+    graphs = None if fit is None else graphs_that_fit(*first, run_plan.dry.split, fit)
     scaled = None if scale is None else _scaling(run_plan, scale)
     if as_json:
         print(json.dumps(_as_dict(run_plan, seconds, fitting, graphs, scaled), indent=1, ensure_ascii=False))

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from accel_train.config.rules import ONE_GRAPH_ENGINES
 from accel_train.config.schema import RunConfig
 from accel_train.optim.param_groups import GroupPlan
 from accel_train.tasks.task import Task
@@ -38,7 +37,7 @@ class GraphsThatFit:
     num_bytes: int
     """What the device then holds at the peak of a step."""
     share_of_time: float
-    """Of a step with as many graphs as are configured, if a backward pass takes twice the time of a forward pass."""
+    """Of a step with as many graphs as `split` has, if all trains and a backward pass takes twice a forward pass's time."""
 
 
 def fits(model: nn.Module, plan: GroupPlan, task: Task, split: Split, limit: int) -> list[Fit]:
@@ -58,8 +57,7 @@ def _fit(model: nn.Module, plan: GroupPlan, task: Task, split: Split, limit: int
 
     def need(size: int) -> int:
         if size not in needed:
-            dry = dry_step(model, plan, task, replace(split, micro_batch_size=size))
-            needed[size] = device_bytes(memory_parts(dry, plan, task.config))
+            needed[size] = _peak(model, plan, task, replace(split, micro_batch_size=size))
         return needed[size]
 
     if need(SMALLEST) > limit:
@@ -79,29 +77,31 @@ def _fit(model: nn.Module, plan: GroupPlan, task: Task, split: Split, limit: int
 
 
 def graphs_that_fit(model: nn.Module, plan: GroupPlan, task: Task, split: Split, limit: int) -> GraphsThatFit | None:
-    """None where there is nothing to choose, or where not even one fits.
+    """None where no more could be kept than `split` has, or where not even one fits.
 
     Memory is the largest of straight lines over the number of graphs; the last one, which is the steepest, is followed down.
     """
     num = split.num_micro_batches
-    if not task.compares_whole_batch or num == 1 or split.engine in ONE_GRAPH_ENGINES or split.activation_checkpointing:
+    if not task.compares_whole_batch or not split.may_keep_more_graphs:
         return None
 
     def need(kept: int) -> int:
-        dry = dry_step(model, plan, task, replace(split, kept_graphs=kept))
-        return device_bytes(memory_parts(dry, plan, task.config))
+        return _peak(model, plan, task, replace(split, kept_graphs=kept))
 
     kept, needed = num, need(num)
     if needed > limit:
         graph = needed - need(num - 1)
-        if graph == 0:  # light graphs: the step keeps them all
-            return None
         kept = max(1, num - -(-(needed - limit) // graph))
         while (needed := need(kept)) > limit and kept > 1:
             kept -= 1
     if needed > limit:
         return None
     return GraphsThatFit(kept, needed, _cached_cost(kept, num) / _cached_cost(split.kept_graphs, num))
+
+
+def _peak(model: nn.Module, plan: GroupPlan, task: Task, split: Split) -> int:
+    """Bytes of the device at the peak of a step."""
+    return device_bytes(memory_parts(dry_step(model, plan, task, split), plan, task.config))
 
 
 def _cached_cost(kept: int, num: int) -> float:

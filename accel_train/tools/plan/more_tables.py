@@ -72,7 +72,7 @@ def print_fits(
         console.print(
             f"At micro_batch_size {split.micro_batch_size} {graphs.kept_graphs} of {split.num_micro_batches} graphs fit "
             f"({size_text(graphs.num_bytes)}): with compute.kept_graphs={graphs.kept_graphs} in place of "
-            f"{split.kept_graphs} a step takes about {graphs.share_of_time:.2f} of its time."
+            f"{split.kept_graphs} a step in which all trains takes about {graphs.share_of_time:.2f} of its time."
         )
 
 

@@ -13,6 +13,7 @@ from accel_train.tasks.build import build_task
 from accel_train.tasks.task import Task
 from accel_train.tools.dry_run.step import Split, dry_step
 from accel_train.tools.memory import device_bytes, memory_parts
+from accel_train.tools.plan.command import plan
 from accel_train.tools.plan.fits import fits, graphs_that_fit
 from accel_train.tools.plan.pictures import draw_fits
 
@@ -72,3 +73,13 @@ def test_one_more_graph_would_not_fit() -> None:
     assert graphs_that_fit(model, groups, task, split, needs(1) - 1) is None
     for changes in ({"engine": "fsdp2"}, {"num_micro_batches": 1}, {"activation_checkpointing": True}):
         assert graphs_that_fit(model, groups, task, replace(split, **changes), 10**12) is None
+
+
+def test_a_step_that_keeps_its_light_graphs_by_itself_is_offered_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("accel_train.tools.plan.command.fits", lambda *_: [])
+    frozen = [f"optimizer.towers.{tower}.lr=0" for tower in ("image", "text")]
+    for changes, is_offered in (([], True), (frozen, False)):
+        plan(load_config(CONFIG, ["data.micro_batch_size=32", *changes]), fit=10**12)
+        assert ("4 of 4 graphs fit" in " ".join(capsys.readouterr().out.split())) == is_offered
