@@ -51,7 +51,7 @@ def test_engines_agree_in_half_precision(engine: str, precision: str, tmp_path: 
     wanted = losses(tmp_path / "ddp", "engine=ddp", f"precision={precision}")
     found = losses(tmp_path / engine, f"engine={engine}", f"precision={precision}")
     # Of a loss of 4.3. ZeRO-3 multiplies for a weight's gradient in another orientation, and bf16 keeps 8 bits of it.
-    assert found == pytest.approx(wanted, abs=1e-4 if precision == "fp16" else 1e-3)
+    assert found == pytest.approx(wanted, abs=1e-3 if (engine, precision) == ("zero3", "bf16") else 1e-4)
 
 
 @pytest.mark.parametrize("option", ["compute.compile=true", "compute.activation_checkpointing=true"])

@@ -1,7 +1,6 @@
 """Real jobs on a real Slurm: stopped for a time limit, preempted, bereft of a node, and in the end as never stopped."""
 
 import csv
-import itertools
 import json
 import re
 import time
@@ -94,8 +93,8 @@ def test_a_job_outlives_its_time_limit_a_preemption_and_a_node(
     assert cluster.about(job)["JobState"] == "COMPLETED", output.read_text()
     words = ["stopped stopped by the file STOP", "stopped stopped by SIGTERM", "done"]
     # A node that has come back is signalled once more where Slurm was slow to forget the job's earlier start.
-    found = [ending for ending, _ in itertools.groupby(ending for ending in endings(output) if ending in words)]
-    assert found == words, output.read_text()
+    with_one_more = [*words[:2], *words[1:]]
+    assert [ending for ending in endings(output) if ending in words] in (words, with_one_more), output.read_text()
     assert rows(run) == rows(never_stopped.run_dir)
 
 
