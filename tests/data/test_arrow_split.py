@@ -1,6 +1,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -164,3 +166,17 @@ def test_a_dataset_for_another_task_is_told_by_its_name(dataset_folder: Path) ->
     with pytest.raises(UserError, match=r"imported for the task scorer, not for contrastive\. Import it with --task c"):
         open_arrow_split(str(dataset_folder), "train")
     assert read_description(dataset_folder, "scorer", "num_samples")["splits"] == {"train": {"num_samples": 3}}
+
+
+def test_reading_numbers_imports_no_pandas(dataset_folder: Path) -> None:
+    """Half a second of every process's start."""
+    program = (
+        "import sys\n"
+        "from accel_train.data.arrow_split import open_arrow_split\n"
+        "print(open_arrow_split(sys.argv[1], 'train').pairs.column('image_row').tolist(), 'pandas' in sys.modules)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program, str(dataset_folder)], capture_output=True, text=True, check=True
+    ).stdout
+    expected = open_arrow_split(str(dataset_folder), "train").pairs.column("image_row")
+    assert printed.split() == f"{expected.tolist()} False".split()
