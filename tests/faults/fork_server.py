@@ -19,8 +19,11 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 # What a run would import while it starts.
+import deepspeed.module_inject.auto_ep_layer
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+import torch.distributed.algorithms.ddp_comm_hooks  # noqa: F401
 import transformers.models.chinese_clip.modeling_chinese_clip  # noqa: F401
+from PIL import Image
 
 import accel_train.checkpoint.folders
 import accel_train.engine.rendezvous
@@ -165,6 +168,7 @@ def serve() -> None:
     os.set_blocking(wake_up, False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(wake_up)
+    Image.preinit()
     gc.collect()
     gc.freeze()  # else every rank would walk through, and so copy, all that was imported: half of its time
     answer({"ready": True})
