@@ -72,8 +72,9 @@ class ArrowRows:
         return chunks.chunk(index)[row - self._starts[index]].as_py()
 
     def column(self, name: str) -> np.ndarray:
-        """A whole integer column."""
-        return _numbers(self._opened()[name])
+        """A whole column: integers as they are, ids as objects."""
+        column = self._opened()[name]
+        return _numbers(column) if pa.types.is_integer(column.type) else column.to_numpy()
 
     def num_bytes(self, name: str) -> np.ndarray:
         """Length of each text of a column in UTF-8, int32."""
