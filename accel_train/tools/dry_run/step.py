@@ -48,10 +48,13 @@ class Split:
     """Micro-batches whose graph a cached step keeps, so that they are encoded once."""
 
     @property
+    def may_keep_several_graphs(self) -> bool:
+        """Whether compute.kept_graphs may be above 1; `check_kept_graphs` refuses it where it may not."""
+        return self.engine not in ONE_GRAPH_ENGINES and not self.activation_checkpointing
+
+    @property
     def may_keep_more_graphs(self) -> bool:
-        """Whether compute.kept_graphs could be larger; `check_kept_graphs` refuses it where it could not."""
-        is_free = self.engine not in ONE_GRAPH_ENGINES and not self.activation_checkpointing
-        return is_free and self.kept_graphs < self.num_micro_batches
+        return self.may_keep_several_graphs and self.kept_graphs < self.num_micro_batches
 
 
 @dataclass(frozen=True, slots=True)

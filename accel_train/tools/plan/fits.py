@@ -47,6 +47,8 @@ def fits(model: nn.Module, plan: GroupPlan, task: Task, split: Split, limit: int
         for checkpointing in (False, True):
             offload = split.offload and engine.startswith("zero")
             variant = replace(split, engine=engine, activation_checkpointing=checkpointing, offload=offload)
+            if not variant.may_keep_several_graphs:
+                variant = replace(variant, kept_graphs=1)
             found.append(_fit(model, plan, task, variant, limit))
     return found
 

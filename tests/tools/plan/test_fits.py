@@ -56,6 +56,23 @@ def test_one_more_sample_would_not_fit(tmp_path: Path) -> None:
     assert (tmp_path / "fits.png").stat().st_size > 10_000
 
 
+def test_more_than_one_graph_is_counted_only_where_it_may_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = set()
+
+    def peak(_model: nn.Module, _plan: GroupPlan, _task: Task, split: Split) -> int:
+        counted.add((split.engine, split.activation_checkpointing, split.kept_graphs))
+        return split.micro_batch_size
+
+    monkeypatch.setattr("accel_train.tools.plan.fits._peak", peak)
+    fits(*parts(), Split("ddp", 2, 16, 4, activation_checkpointing=False, kept_graphs=3), 64)
+    several = {("ddp", False), ("zero1", False), ("zero2", False)}
+    assert counted == {
+        (engine, checkpointing, 3 if (engine, checkpointing) in several else 1)
+        for engine in ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+        for checkpointing in (False, True)
+    }
+
+
 @pytest.mark.slow
 def test_one_more_graph_would_not_fit() -> None:
     model, groups, task = parts()
