@@ -178,11 +178,16 @@ def dataset_folder(path: str) -> Path:
             names = ", ".join(SAMPLE_PREFIX + name for name in known)
             raise UserError(f"data.path: no sample {path!r}; this package holds {names}.")
         return folder
-    if not (Path(path) / "dataset.json").is_file():
+    folder = Path(path)
+    if not (folder / "dataset.json").is_file():
+        found = "holds no dataset.json" if folder.is_dir() else "is no folder"
+        seen_from = "" if folder.is_absolute() or folder.is_dir() else f" in {Path.cwd()}, where this command was started"
         raise UserError(
-            f"data.path: {path} holds no dataset.json. Write a dataset there with `accel-train import`.", code="AT500"
+            f"data.path: {path} {found}{seen_from}. Write a dataset there with `accel-train import`"
+            f"{', or correct the path' * (not folder.is_dir())}.",
+            code="AT500",
         )
-    return Path(path)
+    return folder
 
 
 def read_description(folder: Path, task: str = "contrastive", count: str = "num_pairs") -> dict[str, Any]:

@@ -5,6 +5,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+ROUNDING = 8
+"""Similarities closer than this many units of float32's rounding count as equal: the features of one and the same caption
+differ by as much when it is encoded beside others, on another number of ranks for example."""
+
 
 def recall_at(
     query_features: Tensor,
@@ -46,7 +50,7 @@ def match_ranks(query_features: Tensor, target_features: Tensor, matches: Tensor
     query_features (Q, D) and target_features (T, D) are compared by inner product; matches (M, 2) holds rows
     (query, target), any number for each query. A target as similar as the best match counts as more similar, so equal
     features can't score. At most chunk_size x chunk_size similarities exist at once. Raises ValueError for a query without
-    a match and for features that aren't finite.
+    a match and for features that aren't finite. As similar means: up to what rounding does to features (ROUNDING).
     """
     matches = _sorted_matches(query_features, target_features, matches)
     _refuse_without(matches[:, 0], len(query_features), "queries")
@@ -73,9 +77,9 @@ def _refuse_without(matched: Tensor, num_rows: int, what: str) -> None:
 def _ranks_both_ways(first: Tensor, second: Tensor, matches: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
     """What `match_ranks` gives for each side, (Q,) and (T,); for a row of `second` without a match the number of rows.
 
-    Similarities come in square tiles. How similar the best matches are must be known before anything is counted, to the last
-    bit, so that equal features tie: the tiles with matches are made first, and again with the others. Putting `second` into
-    the order of its matches gathers those along the diagonal, where they are few.
+    Similarities come in square tiles. How similar the best matches are must be known before anything is counted: the tiles
+    with matches are made first, and again with the others. Putting `second` into the order of its matches gathers those along
+    the diagonal, where they are few.
     """
     size = len(first), len(second)
     rows = matches[:, 0]
@@ -87,8 +91,8 @@ def _ranks_both_ways(first: Tensor, second: Tensor, matches: Tensor, chunk_size:
     for place, held in tiles.with_matches():
         scores[held] = tiles.similarities(*place)[tiles.inside(held)]
     best = [
-        scores.new_full((length,), float("-inf")).scatter_reduce(0, index, scores, "amax")
-        for length, index in zip(size, (rows, columns), strict=True)
+        scores.new_full((length,), float("-inf")).scatter_reduce(0, index, scores, "amax") - rounding
+        for length, index, rounding in zip(size, (rows, columns), _rounding(first, second), strict=True)
     ]
     ranks = [torch.zeros(length, dtype=torch.int64, device=first.device) for length in size]
     for i in range(0, size[0], chunk_size):
@@ -100,6 +104,13 @@ def _ranks_both_ways(first: Tensor, second: Tensor, matches: Tensor, chunk_size:
                 ahead = torch.ge(similarities, best[side][part[side]].view(shape), out=tiles.comparison(similarities))
                 ranks[side][part[side]] += ahead.sum(1 - side).long()
     return ranks[0], torch.empty_like(ranks[1]).scatter_(0, order, ranks[1])
+
+
+def _rounding(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """How far similarities of each row may lie apart and still count as equal, (Q,) and (T,)."""
+    lengths = first.norm(dim=1), second.norm(dim=1)
+    unit = ROUNDING * min(torch.finfo(torch.float32).eps, torch.finfo(first.dtype).eps)
+    return unit * lengths[0] * lengths[1].max(), unit * lengths[1] * lengths[0].max()
 
 
 class _Tiles:

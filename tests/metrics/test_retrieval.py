@@ -63,6 +63,20 @@ def test_equal_features_tie_wherever_their_tiles_lie(dtype: torch.dtype) -> None
     assert torch.equal(twice, 2 * once + 1)
 
 
+@pytest.mark.parametrize("length", [1.0, 30.0, 1e18])
+def test_rounding_makes_no_difference_between_equal_features(length: float) -> None:
+    """One caption that stands there twice has features that differ in their last bits, by the batches it was encoded in."""
+    generator = torch.Generator().manual_seed(0)
+    queries, targets = (torch.nn.functional.normalize(torch.randn(40, 64, generator=generator), dim=1) for _ in range(2))
+    again = targets * (1 + 1e-7 * torch.randn(40, 64, generator=generator))
+    matches = torch.arange(40)[:, None].expand(-1, 2)
+    once = match_ranks(queries, targets * length, matches)
+    assert torch.equal(match_ranks(queries, torch.cat([targets, again]) * length, matches), 2 * once + 1)
+    both = torch.cat([targets, targets + 1e-4 * queries]) * length
+    lower, higher = (match_ranks(queries, both, matches + torch.tensor([0, place])) for place in (0, 40))
+    assert (higher < lower).all(), "what differs by more than rounding is told apart"
+
+
 def test_a_written_out_case() -> None:
     targets = torch.eye(4)
     queries = torch.tensor([[0.9, 0.5, 0.1, 0.0], [0.1, 0.9, 0.5, 0.0]])
