@@ -4,7 +4,9 @@ Nothing heavy is imported before the arguments and the configuration are right, 
 """
 
 import difflib
+import errno
 import inspect
+import io
 import os
 import signal
 import sys
@@ -36,6 +38,8 @@ from accel_train.interrupts import Terminated, ending_by_sigterm
 from accel_train.quiet import as_before
 from accel_train.visible import visible
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says of a place that is full or closed to this user."""
 INTERRUPTED = 130
 TERMINATED = 143
 """Exit codes after Ctrl-C and SIGTERM, as shells have them: 128 + the signal's number."""
@@ -83,6 +87,14 @@ def _first_line(command: Callable[[list[str]], None]) -> str:
 
 
 def _run(argv: list[str]) -> None:
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the argument '{argument}' is not text in the encoding {sys.getfilesystemencoding()}. Set LANG=C.UTF-8 or "
+                "another UTF-8 locale; a file whose name is not UTF-8 needs another name."
+            ) from error
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
     elif argv[0] == "--version":
@@ -115,8 +127,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{_speaker()}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 128 + 13
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise  # a bug, which its traceback tells more of
+        if error.filename is None:
+            _discard_output()
+        message = f"{error.filename or 'the output'}: {error.strerror}. Mend that place, or name another one."
+        print(f"{_speaker()}: {visible(message)}", file=sys.stderr)
+        _leave_outcome(CheckFailed.outcome, message)
+        return CheckFailed.exit_code
     _leave_outcome(DONE, "")
     return 0
 
@@ -136,6 +157,7 @@ def run() -> NoReturn:
     One of several ranks leaves without Python's own ending, in which gloo's threads, still alive, can abort a run that is
     complete ("terminate called without an active exception").
     """
+    _open_standard_streams()
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interpreter that ends has nothing left to interrupt
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -143,6 +165,34 @@ def run() -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _discard_output() -> None:
+    """Else what is still in its buffer would fail once more at the end."""
+    with suppress(io.UnsupportedOperation):  # a notebook's output is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _text_to(number: int) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8", write_through=True)
+
+
+def _open_standard_streams() -> None:
+    """A daemon may start a program without them: then the next file that is opened would be its output.
+
+    Where the terminal's encoding lacks a sign, that is written by its number.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = _text_to(1)
+    if sys.stderr is None:
+        sys.stderr = _text_to(2)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _speaker() -> str:

@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -332,6 +333,43 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.COMMANDS, "doctor", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["doctor"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the output: No space left on device."),
+        (PermissionError(errno.EACCES, "Permission denied", "out/a.png"), "out/a.png: Permission denied."),
+    ],
+)
+def test_a_place_that_is_full_or_closed_is_said_in_a_line(
+    error: OSError, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", fail)
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().err == f"accel-train: {line} Mend that place, or name another one.\n"
+
+
+def test_an_argument_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["search", "run", "--query", "\udcff"]) == 2
+    assert r"the argument '\udcff' is not text in the encoding" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("--help >/dev/full", 1, "accel-train: the output: No space left on device."),
+        ("--help <&- >&-", 0, ""),
+        ("explain AT120 >/dev/null", 0, ""),
+    ],
+)
+def test_every_kind_of_output(how: str, code: int, said: str) -> None:
+    command = f"PYTHONIOENCODING=ascii {sys.executable} -m accel_train {how}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr[: len(said)], done.stderr.count("\n")) == (code, said, bool(said))
 
 
 def test_a_closed_pipe_ends_quietly() -> None:

@@ -16,7 +16,7 @@ MAX_FUNCTION_LINES = 70
 # in the part `config`; a part is a folder or a file of the package.
 STOREYS = [
     {"errors", "json_text", "visible", "rank_names", "whereabouts", "quiet", "interrupts"},
-    {"config", "ledger", "run_lock"},
+    {"config", "ledger", "run_lock", "writable"},
     {"data", "models", "losses", "metrics", "optim", "run_log", "progress", "stopping", "prediction_file"},
     {"engine", "tasks", "randomness", "phases", "inject", "first_nonfinite", "light_graphs"},
     {"batch_loss"},

@@ -78,8 +78,8 @@ def _ranks_both_ways(first: Tensor, second: Tensor, matches: Tensor, chunk_size:
     """What `match_ranks` gives for each side, (Q,) and (T,); for a row of `second` without a match the number of rows.
 
     Similarities come in square tiles. How similar the best matches are must be known before anything is counted: the tiles
-    with matches are made first, and again with the others. Putting `second` into the order of its matches gathers those along
-    the diagonal, where they are few.
+    with matches are made first, and again with the others. Putting `second` into the order of its matches gathers those
+    along the diagonal, where they are few.
     """
     size = len(first), len(second)
     rows = matches[:, 0]

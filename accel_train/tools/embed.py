@@ -30,6 +30,7 @@ from accel_train.tasks.clip_parts import reads_padding
 from accel_train.tools.feature_blocks import Block, Part, Parts, about_work, cut_into_blocks, identity_of, remove
 from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.trained import Trained, open_config, open_trained
+from accel_train.writable import check_writable
 
 LOCK = "lock"
 MAX_NAMED = 20
@@ -198,6 +199,7 @@ def _check(target: Path, parts: Parts, asked: Asked) -> None:
     check_ending(target)
     if not target.parent.is_dir():
         raise UserError(f"{target}: there is no folder {target.parent}. Make it first.")
+    check_writable(target, "OUTPUT")
     if target.exists() and not parts.folder.exists():
         raise UserError(f"{target} exists already, and nothing is overwritten. Choose another name.")
     if asked.data_path is not None and asked.split is None:

@@ -11,6 +11,7 @@ from accel_train.errors import UserError
 from accel_train.models.cn_clip_files import write_cn_clip
 from accel_train.tasks.multimodal_llm import MultimodalLlmTask
 from accel_train.tools.trained import EXPORT_CONFIG, Trained, open_config, open_trained
+from accel_train.writable import check_writable
 
 
 def export(
@@ -32,6 +33,7 @@ def export(
         raise UserError(f"{output} exists already, and nothing is overwritten. Choose another name.")
     if format == "cn_clip" and target.suffix != ".pt":
         raise UserError(f"{output} does not end in .pt, but --format cn_clip writes one file. Choose another name.")
+    check_writable(target, "OUTPUT", makes_folders=True)
     trained = open_trained(run, open_config(run, []), checkpoint=checkpoint)
     if lora is not None:
         _check_lora(trained)

@@ -67,7 +67,9 @@ def test_equal_features_tie_wherever_their_tiles_lie(dtype: torch.dtype) -> None
 def test_rounding_makes_no_difference_between_equal_features(length: float) -> None:
     """One caption that stands there twice has features that differ in their last bits, by the batches it was encoded in."""
     generator = torch.Generator().manual_seed(0)
-    queries, targets = (torch.nn.functional.normalize(torch.randn(40, 64, generator=generator), dim=1) for _ in range(2))
+    queries, targets = (
+        torch.nn.functional.normalize(torch.randn(40, 64, generator=generator), dim=1) for _ in range(2)
+    )
     again = targets * (1 + 1e-7 * torch.randn(40, 64, generator=generator))
     matches = torch.arange(40)[:, None].expand(-1, 2)
     once = match_ranks(queries, targets * length, matches)

@@ -18,6 +18,7 @@ from accel_train.tools.find_lr.pictures import write_page, write_picture
 from accel_train.tools.find_lr.steps import take_steps
 from accel_train.tools.find_lr.table import Rate, rate_table, train_at_each
 from accel_train.tools.rehearsal import Snapshot, rehearsal
+from accel_train.writable import check_writable
 
 ALL = "all towers"
 
@@ -46,6 +47,7 @@ def find_lr(
     """
     check_limits(limits)
     folder = Path(output or Path(config.run_dir) / "find_lr")
+    check_writable(folder / "find_lr.json", "run_dir" if output is None else "--output", makes_folders=True)
     trained = {tower.name: tower.lr for tower in config.optimizer.towers if tower.lr > 0}
     if unknown := [name for name in towers if name not in trained]:
         raise UserError(

@@ -19,6 +19,9 @@ from accel_train.tools.plan.run_plan import RunPlan, make_plan
 from accel_train.tools.plan.scale import ScaleQuestion, Scaling, given_rates, scaling
 from accel_train.tools.plan.step_time import StepTime, seconds_per_sample, step_time, with_data
 from accel_train.tools.plan.tables import as_dict, print_plan, print_remarks
+from accel_train.writable import check_writable
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def plan(
@@ -37,6 +40,10 @@ def plan(
     """
     if read_launch(config).rank != 0:
         return
+    if picture is not None:
+        if Path(picture).suffix not in PICTURES:
+            raise UserError(f"--picture: {picture} must end in {', '.join(PICTURES)}.")
+        check_writable(Path(picture), "--picture")
     run_plan = make_plan(config, world_size=world_size)
     seconds = _step_time(run_plan)
     first = run_plan.model, run_plan.groups[0], run_plan.task
