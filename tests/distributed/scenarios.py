@@ -35,6 +35,8 @@ WITH_DROPOUT: dict[str, Any] = {
 }
 WITHOUT_PATCHES = {"model": WITH_DROPOUT["model"] | {"mask_ratio": 0.5}}
 SHORT: dict[str, Any] = {"max_steps": FEW_STEPS}
+ONE_EPOCH: dict[str, Any] = {"max_steps": 3}
+"""For what is about the forward pass or the loss alone: batches across epochs and a falling rate are seen in the others."""
 KEYED = {"dropout": "per_sample"}
 RECOMPUTED = {"compute": {"activation_checkpointing": True}}
 CONVNEXT = {"num_stages": 2, "depths": [1, 2], "hidden_sizes": [8, 16], "layer_scale_init_value": 0.5}
@@ -147,7 +149,7 @@ CAPTIONED: dict[str, Any] = {
             {"name": "llm", "layers": "llama", "lr": 0.0},
         ]
     },
-    "evaluation": {"evaluate_every": "1 step", "batch_size": 3},
+    "evaluation": {"evaluate_every": "2 steps", "batch_size": 3},
 }
 RATED = "rated"
 """Where, in the dataset's folder, the one for the task `scorer` lies."""
@@ -184,10 +186,11 @@ GENTLE = {"optimizer": {"towers": [tower | {"lr": tower["lr"] / 10} for tower in
 SCENARIOS: dict[str, dict[str, Any]] = {
     # Split invariance. The small chunks are smaller than a rank's share of the batch, and divide nothing.
     "info_nce": {},
-    "info_nce_chunked": {"loss": {"chunk_size": 3, "label_smoothing": 0.1}},
+    "info_nce_chunked": ONE_EPOCH | {"loss": {"chunk_size": 3, "label_smoothing": 0.1}},
     # The last batch has 5 pairs, so that blocks which go around the ranks differ in size.
     "sigmoid": GENTLE | WARM | {"loss": {"name": "sigmoid"}, "data": {"last_batch": "keep"}},
-    "sigmoid_chunked": GENTLE
+    "sigmoid_chunked": ONE_EPOCH
+    | GENTLE
     | WARM
     | {"loss": {"name": "sigmoid", "chunk_size": 5, "positives": "own", "label_smoothing": 0.1}},
     "llrd": {
@@ -195,11 +198,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "optimizer": {"towers": DUAL_TOWERS, "momentum": 0.9, "max_grad_norm": 0.5},
         "loss": {"chunk_size": 7},
     },
-    "clip": {
+    "clip": ONE_EPOCH
+    | {
         "model": CLIP,
         "optimizer": {"towers": [IMAGE | {"layers": "clip_image"}, TEXT | {"layers": "clip_text"}, *REST]},
     },
-    "siglip": {
+    "siglip": ONE_EPOCH
+    | {
         "model": SIGLIP,
         "optimizer": {
             "towers": [IMAGE | {"layers": "siglip_image"}, TEXT | {"layers": "siglip_text"}, REST[1]],
@@ -220,8 +225,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "texts": TEXTS,
     "texts_keyed_dropout": _merged(TEXTS, KEYED | {"model": {"config": {"attention_dropout": 0.2}}}),
     # Quality and consistency: compared over the whole batch with explanations, adding up without them.
-    "scored": _merged(SCORER, SCORED),
-    "scored_apart": _merged(SCORER, SCORED_APART),
+    "scored": _merged(SCORER, ONE_EPOCH | SCORED),
+    "scored_apart": _merged(SCORER, ONE_EPOCH | SCORED_APART),
     # Nothing of the image side trains, its projection included.
     "frozen_image": {
         "optimizer": {
@@ -229,14 +234,15 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         }
     },
     # The texts, which go around the ranks, don't train.
-    "sigmoid_frozen_text": WARM
+    "sigmoid_frozen_text": ONE_EPOCH
+    | WARM
     | {
         "loss": {"name": "sigmoid"},
         "optimizer": {"towers": [GENTLE["optimizer"]["towers"][0], FROZEN_TEXT, *GENTLE["optimizer"]["towers"][2:]]},
     },
     # Three modalities compared in pairs; adapters and a projector in front of a frozen decoder, which writes captions too.
-    "aligned": ALIGNED,
-    "captioned": CAPTIONED,
+    "aligned": ONE_EPOCH | ALIGNED,
+    "captioned": ONE_EPOCH | CAPTIONED,
     # A teacher with features of another width, for images of another size; its losses want all features on every rank.
     "distilled": SHORT
     | WARM

@@ -45,7 +45,7 @@ def test_an_fp16_overflow_takes_the_same_batch_again(engine: str, observed: Obse
 
 @pytest.mark.parametrize("engine", WHOLE_ENGINES)
 def test_fp16_finds_a_scale(engine: str, observed: Observed) -> None:
-    """From 2^30 down, in the first step."""
+    """From 2^24 down, in the first step."""
     found, clean = observed(engine, 2, "fp16_search@2"), observed(engine, 2, "fp16@2")
     scales = [line["loss_scale"] for line in found.metrics]
     assert 1 < scales[0] < 2.0**24
