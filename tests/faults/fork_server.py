@@ -36,6 +36,21 @@ from tests.faults.built_in import run_each
 from tests.faults.network import move_to_host
 from tests.faults.odd_rank import ODDITIES
 
+DEFAULTS = {
+    "world_size": 1,
+    "folder": None,
+    "hosts": None,
+    "roll_call_seconds": 0.0,
+    "largest_file": 0,
+    "slow_writes": 0.0,
+    "record_samples": None,
+    "poison": None,
+    "step_seconds": 0.0,
+    "built_in": [],
+    "odd": "",
+}
+"""What a request may leave out. Without a folder, a rank runs where its output goes."""
+
 
 def run_rank(request: dict[str, Any], rank: int) -> int:
     """The life of one rank, up to its exit code."""
@@ -43,7 +58,7 @@ def run_rank(request: dict[str, Any], rank: int) -> int:
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(request["output"])
+    os.chdir(request["folder"] or request["output"])
     if request["world_size"] > 1:
         size = str(request["world_size"])
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
@@ -182,7 +197,7 @@ def serve() -> None:
             line = sys.stdin.readline()
             if not line:
                 return
-            answer({"started": fork_ranks(json.loads(line))})
+            answer({"started": fork_ranks(DEFAULTS | json.loads(line))})
 
 
 def wait_for_one() -> tuple[int, int] | None:
