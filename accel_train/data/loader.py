@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -23,6 +24,8 @@ from accel_train.data.padding import Padding, join, padding_of
 from accel_train.errors import CheckFailed, UserError
 
 PADDING_ROW = -1
+WORKER_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What schedulers, launchers and terminals send to every process of a job."""
 MAX_PROBES = 100
 """Rows tried when a rank has nothing to read of its own but must know the dataset's columns."""
 
@@ -210,7 +213,8 @@ def read_requests(
         generator=generator,
     )
     before = signal.getsignal(signal.SIGCHLD)
-    replies = iter(loader)
+    with _held_back(WORKER_SIGNALS):
+        replies = iter(loader)
     # The handler of torch raises wherever the process happens to be, in the middle of a collective too. Without it a dead
     # worker is noticed within five seconds where a reply is asked for, and the other ranks can be told.
     if threading.current_thread() is threading.main_thread():
@@ -248,15 +252,25 @@ def _unchanged(reply: Reply) -> Reply:
     return reply
 
 
+@contextmanager
+def _held_back(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """A process that is started inside begins with these signals blocked: none can end it before it is prepared."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _prepare_worker(training_process: int, _worker: int) -> None:
     """Leaves signals to the training process, which must finish a step and write a checkpoint before it goes.
 
-    Schedulers and terminals signal every process of a job. Workers ignore that; a SIGTERM counts only if it comes from
-    the training process. (They also leave by themselves when the training process is gone.)
+    Workers ignore WORKER_SIGNALS; a SIGTERM counts only if it comes from the training process. (They also leave by
+    themselves when the training process is gone.)
     """
-    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # anew: a fork server may be older than this loader
+    for ignored in WORKER_SIGNALS[1:]:
         signal.signal(ignored, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_leave_when_told, args=(training_process,), daemon=True).start()
 
 

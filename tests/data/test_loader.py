@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from accel_train.config.contrastive import PairData
+from accel_train.data import loader
 from accel_train.data.dataset import UnreadableSample
 from accel_train.data.loader import Step, evaluation_batches, train_steps
 from accel_train.data.order import Order
@@ -243,6 +244,23 @@ def test_signals_to_a_worker_do_not_end_it(data_section: MakeSection) -> None:
         subprocess.run(["kill", f"-{sent}", str(worker.pid)], check=True)
     assert [step.step for step in steps] == [1, 2, 3, 4]
     assert not worker.is_alive()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_to_a_worker_that_is_just_starting_does_not_end_it(
+    number: signal.Signals, data_section: MakeSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun passes SIGTERM to all processes of a rank, and each evaluation starts workers anew."""
+    prepare = loader._prepare_worker
+
+    def signalled_before(training_process: int, worker: int) -> None:
+        subprocess.run(["kill", f"-{number.value}", str(os.getpid())], check=True)
+        prepare(training_process, worker)
+
+    monkeypatch.setattr(loader, "_prepare_worker", signalled_before)
+    steps = steps_of(Numbers(61), data_section(Path("unused"), num_workers=1), last_step=3)
+    assert [step.step for step in steps] == [0, 1, 2]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(loader.WORKER_SIGNALS), "not in this process"
 
 
 def test_workers_go_when_the_iterator_is_dropped(data_section: MakeSection) -> None:
