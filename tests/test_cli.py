@@ -178,9 +178,9 @@ def test_evaluate(calls: Callable[..., list[Any]]) -> None:
 def test_export(calls: Callable[..., list[Any]]) -> None:
     recorded = calls("accel_train.tools.export", "export")
     assert cli.main(["export", "runs/x", "out", "--checkpoint", "latest"]) == 0
-    assert recorded == [
-        (("runs/x", "out"), {"checkpoint": "latest", "format": "hugging_face", "lora": None, "as_json": False})
-    ]
+    assert cli.main(["export", "runs/x", "--checkpoint", "latest"]) == 0
+    options = {"checkpoint": "latest", "format": "hugging_face", "lora": None, "as_json": False}
+    assert recorded == [(("runs/x", "out"), options), (("runs/x", None), options)]
 
 
 def test_import(calls: Callable[..., list[Any]]) -> None:

@@ -108,7 +108,12 @@ def export(argv: list[str]) -> None:
     """
     parser = make_parser(export, "accel-train export runs/quickstart exported/quickstart --checkpoint best")
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("output", metavar="OUTPUT", help="folder, or .pt file, to write; it must not exist yet")
+    parser.add_argument(
+        "output",
+        metavar="OUTPUT",
+        nargs="?",
+        help="folder, or .pt file, to write; it must not exist yet (default: RUN/export, or RUN/export.pt)",
+    )
     parser.add_argument("--checkpoint", type=checkpoint_name, default="best", metavar="C", help=CHECKPOINT_HELP)
     parser.add_argument(
         "--format",

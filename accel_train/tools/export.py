@@ -16,7 +16,7 @@ from accel_train.writable import check_writable
 
 def export(
     run: str,
-    output: str,
+    output: str | None = None,
     *,
     checkpoint: str | None,
     format: Literal["hugging_face", "cn_clip"] = "hugging_face",
@@ -25,21 +25,22 @@ def export(
 ) -> None:
     """Writes aside and renames, so that a failed export leaves nothing.
 
-    `output` is a folder, or for cn_clip a .pt file. Adapters of a language model are merged into it, or with `lora` adapter
-    written alone. Raises UserError if `output` exists, and for a model that has no such format.
+    `output` is a folder, or for cn_clip a .pt file; None is `export` or `export.pt` in the run's folder. Adapters of a
+    language model are merged into it, or with `lora` adapter written alone. Raises UserError if `output` exists, and for a
+    model that has no such format.
     """
-    target = Path(output)
+    target = Path(output or Path(run) / ("export.pt" if format == "cn_clip" else "export"))
     if target.exists():
-        raise UserError(f"{output} exists already, and nothing is overwritten. Choose another name.")
+        raise UserError(f"{target} exists already, and nothing is overwritten. Choose another name.")
     if format == "cn_clip" and target.suffix != ".pt":
-        raise UserError(f"{output} does not end in .pt, but --format cn_clip writes one file. Choose another name.")
+        raise UserError(f"{target} does not end in .pt, but --format cn_clip writes one file. Choose another name.")
     check_writable(target, "OUTPUT", makes_folders=True)
     trained = open_trained(run, open_config(run, []), checkpoint=checkpoint)
     if lora is not None:
         _check_lora(trained)
     if format == "cn_clip":
         # The original counts epochs of its own data, so its --resume begins at the first one.
-        write_cn_clip(trained.model, output, epoch=0, step=trained.step or 0, name=Path(run).name)
+        write_cn_clip(trained.model, str(target), epoch=0, step=trained.step or 0, name=Path(run).name)
     else:
         _write_folder(trained, target, lora)
     root = target if target.is_dir() else target.parent
@@ -49,7 +50,9 @@ def export(
         if file.is_file()
     }
     if as_json:
-        print(json.dumps({"source": trained.source, "output": output, "bytes": sizes}, indent=1, ensure_ascii=False))
+        print(
+            json.dumps({"source": trained.source, "output": str(target), "bytes": sizes}, indent=1, ensure_ascii=False)
+        )
         return
     print(f"{trained.source} → {target}")
     for name, size in sizes.items():

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_a_folder_for_transformers(exported: str, tmp_path: Path) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(second[name], value) for name, value in first.items())
     ChineseCLIPModel.from_pretrained(tmp_path / "folder")
+
+
+def test_without_a_name_it_lies_in_the_run(exported: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(exported, run)
+    export(str(run), checkpoint=None)
+    ChineseCLIPModel.from_pretrained(run / "export")
+    export(str(run), checkpoint=None, format="cn_clip")
+    assert torch.load(run / "export.pt", weights_only=True)["name"] == "run"
+    with pytest.raises(UserError, match="run/export exists already"):
+        export(str(run), checkpoint=None)
 
 
 def test_nothing_is_overwritten_or_left_behind(exported: str, tmp_path: Path, monkeypatch) -> None:
