@@ -106,6 +106,7 @@ class ContrastiveTask(Task):
         return open_split(self.config.data.path, split).num_pairs
 
     def evaluation_sets(self, split: str) -> list[Dataset]:
+        _refuse_without_match(self.config.data.path, split)
         texts = TextDataset(self.config.data, split, whole_length=reads_padding(self.config))
         return [ImageDataset(self.config.data, split), texts]
 
@@ -248,6 +249,22 @@ class ContrastiveTask(Task):
         assert isinstance(model, ContrastiveModel)
         save_pretrained(model, folder, self.config)
         export_tokenizer(tokenizer_path(self.config.data), folder)
+
+
+def _refuse_without_match(path: str, split: str) -> None:
+    """Raises UserError if recall could not be taken: said before anything is trained or encoded."""
+    opened = open_split(path, split)
+    matched_images, matched_texts = opened.matches().T
+    for what, other, rows, matched in (
+        ("image", "caption", opened.images, matched_images),
+        ("text", "image", opened.texts, matched_texts),
+    ):
+        without = (torch.bincount(matched, minlength=len(rows)) == 0).nonzero().flatten()
+        if len(without):
+            raise UserError(
+                f"data.path: {path}, split {split}: {len(without)} of {len(rows)} {what}s have no {other}, so recall "
+                f"can't be taken; the first is {what}_id {rows.value(f'{what}_id', int(without[0]))}. Leave them out."
+            )
 
 
 def _in_order(features: Tensor, rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, ChineseCLIPModel
 
 from accel_train.config.contrastive import DistillationSection
 from accel_train.data.padding import join, padding_of
+from accel_train.data.splits import open_split
 from accel_train.errors import UserError
 from accel_train.losses.contrastive import info_nce, sigmoid_loss
 from accel_train.optim.param_groups import freeze, plan_groups, set_train_mode
@@ -104,6 +105,19 @@ def test_evaluation_sees_every_image_and_every_text_once(make_config) -> None:
         kept |= task.predictions(model(batch), batch)
     assert kept["image_row"].tolist() == kept["text_row"].tolist() == list(range(8))
     assert set(task.scores(kept, "valid")) == set(task.score_names)
+
+
+def test_an_image_without_a_caption_is_named_before_anything_is_encoded(make_config, monkeypatch) -> None:
+    task = ContrastiveTask(make_config())
+    opened = open_split(task.config.data.path, "valid")
+    last = opened.matches()[:, 0].max()
+    kept = opened.matches()[opened.matches()[:, 0] < last]
+    monkeypatch.setattr(type(opened), "matches", lambda self: kept)
+    image_id = opened.images.value("image_id", int(last))
+    with pytest.raises(
+        UserError, match=f"1 of {opened.num_images} images have no caption.* first is image_id {image_id}"
+    ):
+        task.evaluation_sets("valid")
 
 
 def test_scores_go_by_rows_and_not_by_positions(make_config) -> None:
