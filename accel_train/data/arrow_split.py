@@ -181,7 +181,9 @@ def dataset_folder(path: str) -> Path:
     folder = Path(path)
     if not (folder / "dataset.json").is_file():
         found = "holds no dataset.json" if folder.is_dir() else "is no folder"
-        seen_from = "" if folder.is_absolute() or folder.is_dir() else f" in {Path.cwd()}, where this command was started"
+        seen_from = (
+            "" if folder.is_absolute() or folder.is_dir() else f" in {Path.cwd()}, where this command was started"
+        )
         raise UserError(
             f"data.path: {path} {found}{seen_from}. Write a dataset there with `accel-train import`"
             f"{', or correct the path' * (not folder.is_dir())}.",
