@@ -81,7 +81,7 @@ def set_up(
             carried = engine.together(lambda: carried_state(config, task, model))
             state.carried_updates = carried.updates
     splits = [split for split in (config.data.train_split, config.data.valid_split) if split is not None]
-    for line in engine.together(lambda: task.check_weights(None if resumed else model, splits)):
+    for line in engine.together(lambda: task.check_splits(None if resumed else model, splits)):
         log.say(line)
     for note in () if resumed else task.notes(model):
         log.say(note)

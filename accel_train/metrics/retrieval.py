@@ -35,13 +35,15 @@ def recall_both_ways(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """`recall_at` of the first features among the second, and of the second among the first, from one set of similarities.
 
-    matches (M, 2) holds rows (first, second). Raises ValueError as `match_ranks` does, for both sides.
+    matches (M, 2) holds rows (first, second). A row without a match is no query, but stays among the targets of the other
+    side. Raises ValueError if nothing matches, and for features that aren't finite.
     """
+    if not len(matches):
+        raise ValueError("there are no matches")
     matches = _sorted_matches(first_features, second_features, matches)
-    _refuse_without(matches[:, 0], len(first_features), "queries")
-    _refuse_without(matches[:, 1], len(second_features), "targets")
     ranks = _ranks_both_ways(first_features, second_features, matches, chunk_size)
-    return _shares(ranks[0], ks), _shares(ranks[1], ks)
+    of_first, of_second = (_shares(ranks[side][matches[:, side].unique()], ks) for side in (0, 1))
+    return of_first, of_second
 
 
 def match_ranks(query_features: Tensor, target_features: Tensor, matches: Tensor, *, chunk_size: int = 512) -> Tensor:
@@ -53,7 +55,11 @@ def match_ranks(query_features: Tensor, target_features: Tensor, matches: Tensor
     a match and for features that aren't finite. As similar means: up to what rounding does to features (ROUNDING).
     """
     matches = _sorted_matches(query_features, target_features, matches)
-    _refuse_without(matches[:, 0], len(query_features), "queries")
+    without = (torch.bincount(matches[:, 0], minlength=len(query_features)) == 0).nonzero().flatten()
+    if len(without):
+        raise ValueError(
+            f"{len(without)} of {len(query_features)} queries have no match, the first is query {int(without[0])}"
+        )
     return _ranks_both_ways(query_features, target_features, matches, chunk_size)[0]
 
 
@@ -66,16 +72,9 @@ def _sorted_matches(first: Tensor, second: Tensor, matches: Tensor) -> Tensor:
     return torch.stack([keys // len(second), keys % len(second)], 1)
 
 
-def _refuse_without(matched: Tensor, num_rows: int, what: str) -> None:
-    without = (torch.bincount(matched, minlength=num_rows) == 0).nonzero().flatten()
-    if len(without):
-        one = {"queries": "query", "targets": "target"}[what]
-        raise ValueError(f"{len(without)} of {num_rows} {what} have no match, the first is {one} {int(without[0])}")
-
-
 @torch.no_grad()
 def _ranks_both_ways(first: Tensor, second: Tensor, matches: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """What `match_ranks` gives for each side, (Q,) and (T,); for a row of `second` without a match the number of rows.
+    """What `match_ranks` gives for each side, (Q,) and (T,); for a row without a match the size of the other side.
 
     Similarities come in square tiles. How similar the best matches are must be known before anything is counted: the tiles
     with matches are made first, and again with the others. Putting `second` into the order of its matches gathers those

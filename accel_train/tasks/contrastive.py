@@ -34,7 +34,7 @@ from accel_train.tasks.distillation import (
     teacher_bytes,
     teacher_columns,
 )
-from accel_train.tasks.retrieval_rows import retrieval_rows
+from accel_train.tasks.retrieval_rows import retrieval_rows, without_match
 from accel_train.tasks.task import Batch, Task
 from accel_train.tasks.teacher import Teacher, open_teacher, teacher_width
 
@@ -105,8 +105,12 @@ class ContrastiveTask(Task):
     def num_samples(self, split: str) -> int:
         return open_split(self.config.data.path, split).num_pairs
 
+    def check_splits(self, model: nn.Module | None, splits: list[str]) -> list[str]:
+        # What only trains is not scored, and may have a billion pairs.
+        scored = [split for split in splits if split != self.config.data.train_split] or splits
+        return [line for split in scored for line in without_match(self.config.data.path, split)]
+
     def evaluation_sets(self, split: str) -> list[Dataset]:
-        _refuse_without_match(self.config.data.path, split)
         texts = TextDataset(self.config.data, split, whole_length=reads_padding(self.config))
         return [ImageDataset(self.config.data, split), texts]
 
@@ -194,7 +198,7 @@ class ContrastiveTask(Task):
         }
 
     def scores(self, predictions: dict[str, Tensor], split: str) -> dict[str, float]:
-        """Recall both ways, 0 to 1. An image without a text, or the reverse, is an error."""
+        """Recall both ways, 0 to 1, over the images that have a text and the texts, among all of the split."""
         matches = open_split(self.config.data.path, split).matches()
         images = _in_order(predictions["image_features"], predictions["image_row"])
         texts = _in_order(predictions["text_features"], predictions["text_row"])
@@ -249,22 +253,6 @@ class ContrastiveTask(Task):
         assert isinstance(model, ContrastiveModel)
         save_pretrained(model, folder, self.config)
         export_tokenizer(tokenizer_path(self.config.data), folder)
-
-
-def _refuse_without_match(path: str, split: str) -> None:
-    """Raises UserError if recall could not be taken: said before anything is trained or encoded."""
-    opened = open_split(path, split)
-    matched_images, matched_texts = opened.matches().T
-    for what, other, rows, matched in (
-        ("image", "caption", opened.images, matched_images),
-        ("text", "image", opened.texts, matched_texts),
-    ):
-        without = (torch.bincount(matched, minlength=len(rows)) == 0).nonzero().flatten()
-        if len(without):
-            raise UserError(
-                f"data.path: {path}, split {split}: {len(without)} of {len(rows)} {what}s have no {other}, so recall "
-                f"can't be taken; the first is {what}_id {rows.value(f'{what}_id', int(without[0]))}. Leave them out."
-            )
 
 
 def _in_order(features: Tensor, rows: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class MultimodalAlignmentTask(Task):
             refuse_trained_encoders(model, self.config, MODALITIES)
         return model
 
-    def check_weights(self, model: nn.Module | None, splits: list[str]) -> list[str]:
+    def check_splits(self, model: nn.Module | None, splits: list[str]) -> list[str]:
         if self.config.data.features is None:
             return []
         check_stored(model, self.config, MODALITIES, splits)

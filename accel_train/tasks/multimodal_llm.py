@@ -58,7 +58,7 @@ class MultimodalLlmTask(Task):
             refuse_trained_encoders(built, self.config, self.senses)
         return built
 
-    def check_weights(self, model: nn.Module | None, splits: list[str]) -> list[str]:
+    def check_splits(self, model: nn.Module | None, splits: list[str]) -> list[str]:
         if self.config.data.features is None:
             return []
         check_stored(model, self.config, self.senses, splits)

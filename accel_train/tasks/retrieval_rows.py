@@ -1,11 +1,13 @@
-"""What a retrieval model finds for each text of a split, as rows of a table."""
+"""The matches of a split, and what a retrieval model finds for each of its texts, as rows of a table."""
 
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from accel_train.data.splits import open_split
+from accel_train.errors import UserError
 from accel_train.metrics.retrieval import match_ranks
 
 NUM_FOUND = 5
@@ -32,3 +34,24 @@ def retrieval_rows(images: Tensor, texts: Tensor, path: str, split: str) -> Iter
                 **{f"image_{place}": image_ids[image] for place, image in enumerate(places, 1)},
                 **{f"similarity_{place}": round(value, 6) for place, value in enumerate(similarities, 1)},
             }
+
+
+def without_match(path: str, split: str) -> list[str]:
+    """A line about the images that no text belongs to, if there are any. Raises UserError for a text without an image."""
+    opened = open_split(path, split)
+    images, texts = (
+        (torch.bincount(rows, minlength=num) == 0).nonzero().flatten()
+        for rows, num in zip(opened.matches().T, (opened.num_images, opened.num_texts), strict=True)
+    )
+    if len(texts):
+        raise UserError(
+            f"data.path: {path}, split {split}: {len(texts)} of {opened.num_texts} captions have no image, so recall can't "
+            f"be taken; the first is text_id {opened.texts.value('text_id', int(texts[0]))}. Leave them out."
+        )
+    if len(images):
+        first = opened.images.value("image_id", int(images[0]))
+        return [
+            f"{split}: {len(images):,} of {opened.num_images:,} images have no caption, the first is image_id {first}: "
+            "captions are compared with them, but none is sought for them"
+        ]
+    return []

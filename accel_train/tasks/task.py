@@ -79,10 +79,11 @@ class Task(ABC):
         """What a summed loss is normalised by: samples, or tokens."""
         return torch.tensor(float(len(batch["sample_id"])))
 
-    def check_weights(self, model: nn.Module | None, splits: list[str]) -> list[str]:
-        """Looks whether what is stored of these splits fits the model, which has its weights. Raises UserError.
+    def check_splits(self, model: nn.Module | None, splits: list[str]) -> list[str]:
+        """Looks whether these splits can be scored, and what is stored of them fits the model. Raises UserError.
 
-        None: the model of a resumed run, whose weights are yet to come from its checkpoint. Returns lines for the log.
+        The model has its weights; None stands for that of a resumed run, whose weights are yet to come. Returns lines for
+        the log.
         """
         return []
 

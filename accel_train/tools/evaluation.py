@@ -1,6 +1,7 @@
 """`accel-train evaluate`: scores of a run or an export on any split, and a picture of what it finds."""
 
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -62,10 +63,12 @@ def evaluate_command(
             raise UserError(
                 f"--predictions: the task {config.task} has no table of predictions, except for --zero-shot."
             )
-        trained.task.check_weights(trained.model, [split])
+        notes = trained.task.check_splits(trained.model, [split])
         engine.hold(trained.model, precision=config.precision)
         outcome = evaluate_with_bar(engine, trained.task, split, config)
         if engine.is_main:
+            for note in notes:
+                print(note, file=sys.stderr)
             if as_json:
                 about = {"source": trained.source, "step": trained.step, "data": config.data.path, "split": split}
                 print(json.dumps({**about, "scores": outcome.scores}, indent=1))

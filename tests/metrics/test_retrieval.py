@@ -105,9 +105,20 @@ def test_random_features_score_at_chance() -> None:
 def test_queries_without_a_match_are_named() -> None:
     with pytest.raises(ValueError, match="2 of 3 queries have no match, the first is query 1"):
         recall_at(torch.ones(3, 2), torch.ones(3, 2), torch.tensor([[0, 0]]))
-    matches = torch.tensor([[0, 0], [1, 0], [2, 2]])
-    with pytest.raises(ValueError, match="1 of 3 targets have no match, the first is target 1"):
-        recall_both_ways(torch.ones(3, 2), torch.ones(3, 2), matches)
+
+
+def test_rows_without_a_match_are_targets_and_no_queries() -> None:
+    generator = torch.Generator().manual_seed(2)
+    first, second = (torch.randn(num, 8, generator=generator) for num in (30, 40))
+    matches = torch.stack([torch.randint(num, (35,), generator=generator) for num in (20, 25)], 1)
+    for side, queries, targets, found in zip(
+        (0, 1), (first, second), (second, first), recall_both_ways(first, second, matches, chunk_size=7), strict=True
+    ):
+        asked = matches[:, side].unique()
+        renumbered = torch.searchsorted(asked, matches[:, side].contiguous())
+        assert found == recall_at(queries[asked], targets, torch.stack([renumbered, matches[:, 1 - side]], 1))
+    with pytest.raises(ValueError, match="there are no matches"):
+        recall_both_ways(first, second, matches[:0])
 
 
 def test_nan_features_are_refused() -> None:

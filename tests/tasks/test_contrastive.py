@@ -107,17 +107,32 @@ def test_evaluation_sees_every_image_and_every_text_once(make_config) -> None:
     assert set(task.scores(kept, "valid")) == set(task.score_names)
 
 
-def test_an_image_without_a_caption_is_named_before_anything_is_encoded(make_config, monkeypatch) -> None:
+def test_images_without_a_caption_are_candidates_and_said(make_config, monkeypatch) -> None:
     task = ContrastiveTask(make_config())
     opened = open_split(task.config.data.path, "valid")
-    last = opened.matches()[:, 0].max()
-    kept = opened.matches()[opened.matches()[:, 0] < last]
+    assert task.check_splits(None, ["train", "valid"]) == []
+    matches = torch.tensor([[image, text] for text in range(8) for image in (text % 4, 4 + text % 3)])
+    monkeypatch.setattr(type(opened), "matches", lambda self: matches)
+    (line,) = task.check_splits(None, ["train", "valid"])
+    image_id = opened.images.value("image_id", 7)
+    assert line.startswith(f"valid: 1 of 8 images have no caption, the first is image_id {image_id}")
+    rows = torch.arange(8)
+    # The last image looks like every caption: it stands before the right one, and is itself not asked.
+    images = torch.eye(8)
+    images[7] = 1
+    kept = {"image_features": images, "image_row": rows, "text_features": perfect(matches, 8), "text_row": rows}
+    scores = task.scores(kept, "valid")
+    assert (scores["text_to_image_recall@1"], scores["image_to_text_recall@1"]) == (0, 1)
+
+
+def test_a_caption_without_an_image_is_named_before_anything_is_encoded(make_config, monkeypatch) -> None:
+    task = ContrastiveTask(make_config())
+    opened = open_split(task.config.data.path, "valid")
+    kept = opened.matches()[opened.matches()[:, 1] < 7]
     monkeypatch.setattr(type(opened), "matches", lambda self: kept)
-    image_id = opened.images.value("image_id", int(last))
-    with pytest.raises(
-        UserError, match=f"1 of {opened.num_images} images have no caption.* first is image_id {image_id}"
-    ):
-        task.evaluation_sets("valid")
+    text_id = opened.texts.value("text_id", 7)
+    with pytest.raises(UserError, match=f"1 of 8 captions have no image.* first is text_id {text_id}"):
+        task.check_splits(None, ["valid"])
 
 
 def test_scores_go_by_rows_and_not_by_positions(make_config) -> None:
