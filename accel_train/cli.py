@@ -3,6 +3,7 @@
 Nothing heavy is imported before the arguments and the configuration are right, so help and mistakes come at once.
 """
 
+import codecs
 import difflib
 import errno
 import inspect
@@ -177,6 +178,13 @@ def _text_to(number: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8", write_through=True)
 
 
+def _as_json_escapes(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks in units of UTF-16, so that `--json` stays JSON: Python has other escapes."""
+    assert isinstance(error, UnicodeEncodeError)
+    pairs = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex(" ", 2).split()
+    return "".join(f"\\u{pair}" for pair in pairs), error.end
+
+
 def _open_standard_streams() -> None:
     """A daemon may start a program without them: then the next file that is opened would be its output.
 
@@ -192,7 +200,8 @@ def _open_standard_streams() -> None:
     if sys.stderr is None:
         sys.stderr = _text_to(2)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        codecs.register_error("accel_train.json", _as_json_escapes)
+        sys.stdout.reconfigure(errors="accel_train.json")
 
 
 def _speaker() -> str:

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 import types
@@ -370,6 +371,18 @@ def test_every_kind_of_output(how: str, code: int, said: str) -> None:
     command = f"PYTHONIOENCODING=ascii {sys.executable} -m accel_train {how}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr[: len(said)], done.stderr.count("\n")) == (code, said, bool(said))
+
+
+def test_json_stays_json_where_the_output_has_few_letters() -> None:
+    text = "é 文 😀 \ud800"
+    program = (
+        "import json\nfrom accel_train import cli\ncli._open_standard_streams()\n"
+        f"print(json.dumps({text!r}, ensure_ascii=False))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=True
+    )
+    assert json.loads(found.stdout.decode("ascii")) == text
 
 
 def test_a_closed_pipe_ends_quietly() -> None:
