@@ -180,6 +180,13 @@ SCORED_APART = {
 }
 
 WARM = {"model": {"temperature": 0.2}}
+DISTILLED: dict[str, Any] = {
+    "distillation": {
+        "teacher": TEACHER,
+        "guides": ["image_features", "text_features", "similarity"],
+        "weight": 2.0,
+    },
+}
 GENTLE = {"optimizer": {"towers": [tower | {"lr": tower["lr"] / 10} for tower in (IMAGE, TEXT, *REST)]}}
 """For gradients that are larger (sigmoid), and for weights that must not round to another 16-bit number (bf16)."""
 
@@ -244,16 +251,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "aligned": ONE_EPOCH | ALIGNED,
     "captioned": ONE_EPOCH | CAPTIONED,
     # A teacher with features of another width, for images of another size; its losses want all features on every rank.
-    "distilled": SHORT
-    | WARM
-    | {
-        "loss": {"name": "sigmoid"},
-        "distillation": {
-            "teacher": TEACHER,
-            "guides": ["image_features", "text_features", "similarity"],
-            "weight": 2.0,
-        },
-    },
+    "distilled": SHORT | WARM | DISTILLED,
+    "distilled_sigmoid": SHORT | WARM | DISTILLED | {"loss": {"name": "sigmoid"}},
     # Dropout, of half of the patches too
     "fast_dropout": SHORT | WITHOUT_PATCHES,
     "fast_dropout_recomputed": SHORT | WITHOUT_PATCHES | RECOMPUTED,
