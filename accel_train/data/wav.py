@@ -11,6 +11,8 @@ import numpy.typing as npt
 Samples = npt.NDArray[np.float32]
 LOWEST_RATE, HIGHEST_RATE = 2_000, 384_000
 """Samples a second. A header can claim any rate, and the filters and the resampled samples grow with it."""
+EXTENSIBLE, PCM = b"\xfe\xff", b"\x01\x00"
+"""Format tags of a WAV file. The first says that the tag proper opens the sub-format, 24 bytes later."""
 CHUNK = 2**16
 """Output samples that are worked out at once."""
 NUM_ZEROS = 16
@@ -29,7 +31,7 @@ def read_wav(encoded: bytes) -> tuple[Samples, int]:
     Raises UnreadableAudio for anything else, and for a file that is shorter than its header says or holds no sample.
     """
     try:
-        with wave.open(io.BytesIO(encoded)) as file:
+        with wave.open(io.BytesIO(_plain_tag(encoded))) as file:
             channels, width, rate, count = file.getparams()[:4]
             data = file.readframes(count)
     except (wave.Error, EOFError, ValueError, RuntimeError) as error:  # the last for parts that end beyond the file
@@ -41,6 +43,20 @@ def read_wav(encoded: bytes) -> tuple[Samples, int]:
     if count == 0 or len(data) != count * channels * width:
         raise UnreadableAudio(f"{len(data)} bytes of samples where its header promises {count * channels * width}")
     return _as_floats(data, width).reshape(-1, channels).mean(1, dtype=np.float32), rate
+
+
+def _plain_tag(encoded: bytes) -> bytes:
+    """With PCM's own tag where the extensible form says PCM: encoders write that form for more than 16 bits or two channels,
+    and `wave` knows it from Python 3.12 on only."""
+    place = 12
+    while place + 8 <= len(encoded):
+        name, size = encoded[place : place + 4], int.from_bytes(encoded[place + 4 : place + 8], "little")
+        tag, sub_format = (encoded[start : start + 2] for start in (place + 8, place + 32))
+        if name == b"fmt ":
+            is_pcm = size >= 40 and tag == EXTENSIBLE and sub_format == PCM
+            return encoded[: place + 8] + PCM + encoded[place + 10 :] if is_pcm else encoded
+        place += 8 + size + size % 2
+    return encoded
 
 
 def _as_floats(data: bytes, width: int) -> Samples:

@@ -36,6 +36,27 @@ def test_channels_are_averaged() -> None:
     np.testing.assert_allclose(samples, (left + right) / 2, atol=1e-4)
 
 
+def as_extensible(plain: bytes, sub_format: int) -> bytes:
+    """The same recording with the longer header that encoders write beyond 16 bits, and a chunk before it."""
+    guid = sub_format.to_bytes(2, "little") + bytes.fromhex("000000001000800000aa00389b71")
+    header = b"\xfe\xff" + plain[22:36] + b"\x16\0" + plain[34:36] + b"\0\0\0\0" + guid
+    body = b"WAVEnote\x03\0\0\0abc\0fmt " + len(header).to_bytes(4, "little") + header + plain[36:]
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_extensible_headers_of_pcm(width: int) -> None:
+    plain = encoded(np.repeat(WAVEFORM, 4), width, channels=4)
+    samples, rate = read_wav(as_extensible(plain, 1))
+    assert rate == 8000
+    np.testing.assert_array_equal(samples, read_wav(plain)[0])
+
+
+def test_extensible_headers_of_anything_else_are_refused() -> None:
+    with pytest.raises(UnreadableAudio, match="not a PCM WAV file"):
+        read_wav(as_extensible(encoded(WAVEFORM, 4), 3))  # floats
+
+
 @pytest.mark.parametrize(
     ("damaged", "reason"),
     [
