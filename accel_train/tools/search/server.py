@@ -34,6 +34,9 @@ MAX_UPLOAD = 32 * 2**20
 NUM_UPLOADS = 8
 """Images that are kept, the last ones; in memory."""
 MAX_TEXT = 1000
+MAX_DIGITS = 12
+"""Of a number in a request; Python reads none of thousands."""
+METHODS = "GET, HEAD, POST"
 MAX_TOP = 200
 THUMBNAIL = 360
 SECONDS_TO_SEND = 30.0
@@ -117,11 +120,26 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(self._get)
 
+    def do_HEAD(self) -> None:
+        self._answer(self._get)
+
     def do_POST(self) -> None:
         self._answer(self._post)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server refuses by itself, with our headers and without its page. Other methods it calls unknown."""
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            allowed = {"Allow": METHODS}
+            self._send(HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", f"{METHODS} are answered here.\n", allowed)
+        else:
+            self._send(HTTPStatus(code), "text/plain", visible(f"{message or HTTPStatus(code).phrase}\n"))
+
     def _answer(self, act: Any) -> None:
-        address = urlsplit(self.path)
+        try:
+            address = urlsplit(self.path)
+        except ValueError:  # half an address of IPv6, for example
+            self._send(HTTPStatus.BAD_REQUEST, "text/plain", "The address can't be read.\n")
+            return
         asked = {name: values[-1] for name, values in _fields(address.query).items()}
         try:
             self._check_origin()
@@ -194,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdecimal()):
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "The request doesn't say how long it is.")
-        if int(length) > MAX_UPLOAD:
+        if len(length) > MAX_DIGITS or int(length) > MAX_UPLOAD:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"An image may have {MAX_UPLOAD:,} bytes.")
         return self.rfile.read(int(length))
 
@@ -205,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
         find = asked.get("find", next(iter(kinds)))
         if find not in kinds:
             raise Refused(HTTPStatus.BAD_REQUEST, f"find is {find!r}; there are {' and '.join(kinds)} here.")
-        if not (top.isascii() and top.isdecimal() and 1 <= int(top[:9]) <= MAX_TOP):
+        if not (top.isascii() and top.isdecimal() and len(top) <= MAX_DIGITS and 1 <= int(top) <= MAX_TOP):
             raise Refused(HTTPStatus.BAD_REQUEST, f"top is {top!r}; it must be 1 to {MAX_TOP}.")
         text = asked.get("q", "").strip()
         if len(text) > MAX_TEXT:
@@ -257,7 +275,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in (HEADERS | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal shows what went wrong alone."""

@@ -220,6 +220,8 @@ def test_no_path_leads_to_the_disk(site: Site, path: str) -> None:
         ("find=sounds", 400, "find is"),
         ("q=a&top=0", 400, "top is"),
         ("q=a&top=99999999999999999999999", 400, "top is"),
+        ("q=a&top=0000000011999999", 400, "top is"),
+        ("q=a&top=" + "0" * 5000 + "1", 400, "top is"),
         ("q=a&top=x", 400, "top is"),
         ("q=" + "a" * 1001, 400, "The text has 1001 characters"),
         ("upload=00", 404, "not here any more"),
@@ -250,7 +252,30 @@ def test_bad_uploads(site: Site) -> None:
     too_long = str(module.MAX_UPLOAD + 1)
     assert site.ask("/upload", method="POST", Content_Length=too_long, Content_Type="image/png").status == 413
     assert site.ask("/upload", method="POST", Content_Length="-5", Content_Type="image/png").status == 411
-    assert site.ask("/", method="DELETE").status == 501
+    assert site.ask("/upload", method="POST", Content_Length="9" * 5000, Content_Type="image/png").status == 413
+
+
+@pytest.mark.parametrize("method", ["DELETE", "OPTIONS", "PATCH", "PUT"])
+def test_other_methods_are_named(site: Site, method: str) -> None:
+    answer = site.ask("/results.json?q=a", method=method, body=b"x")
+    assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, POST")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_head_is_get_without_its_body(site: Site) -> None:
+    for path in ("/", "/picture/0", "/absent"):
+        get, head = site.ask(path), site.ask(path, method="HEAD")
+        assert (head.status, head.headers["content-type"], head.body) == (get.status, get.headers["content-type"], b"")
+    assert (
+        site.ask("/style.css", method="HEAD").headers["content-length"]
+        == site.ask("/style.css").headers["content-length"]
+    )
+
+
+def test_an_address_that_is_none_is_refused_in_words(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+    assert site.ask("http://[/").status == 400
+    assert site.ask("/" + "a" * 70_000).status == 414
+    assert capfd.readouterr().err == ""
 
 
 def test_headers_let_nothing_else_in(site: Site) -> None:
