@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from accel_train.errors import UserError
 
-_NAME = re.compile(r"\{([A-Za-z_]\w*|\d+)(:?-([^}]*))?\}|([A-Za-z_]\w*|\d)")
+_NAME = re.compile(r"\{([A-Za-z_]\w*|\d+)(?:\}|:?(-))|([A-Za-z_]\w*|\d)")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=")
+_CLOSING = {"(": ")", "{": "}", '"': '"', "`": "`"}
 _ENDS = "\n;&|"
 _DECLARES = ("export", "declare", "local", "readonly", "typeset")
 _OPENS, _CLOSES, _INSIDE = ("if", "for", "while", "until", "case"), ("fi", "done", "esac", "}"), ("then", "do", "else")
@@ -32,7 +33,7 @@ class _Piece:
     text: str
     is_variable: bool = False
     is_quoted: bool = False
-    default: str | None = None
+    default: list["_Piece"] | None = None
 
 
 @dataclass(slots=True)
@@ -108,9 +109,9 @@ class Shell:
         """The words that a raw one becomes: none, where it is an empty variable; several, where one holds blanks."""
         done: list[Word] = []
         current: Word | None = None
-        for piece in raw.pieces:
+        for piece, is_default in self._with_defaults(raw.pieces):
             text, unknown = self._value(piece, raw.line)
-            splits = split and piece.is_variable and not piece.is_quoted and not unknown
+            splits = split and (piece.is_variable or is_default) and not piece.is_quoted and not unknown
             for part in re.findall(r"\s+|\S+", text) if splits else [text]:
                 if splits and part.isspace():
                     done += [current] if current else []
@@ -121,6 +122,14 @@ class Shell:
                     current.unknown = current.unknown or unknown
         return [*done, current] if current else done
 
+    def _with_defaults(self, pieces: list[_Piece], *, inside: bool = False) -> Iterator[tuple[_Piece, bool]]:
+        """Each piece, or those of its default where its variable is empty; and whether it is of a default."""
+        for piece in pieces:
+            if piece.default is None or self.variables.get(piece.text) or piece.text in self.reasons:
+                yield piece, inside
+            else:
+                yield from self._with_defaults(piece.default, inside=True)
+
     def _value(self, piece: _Piece, line: int) -> tuple[str, str | None]:
         if not piece.is_variable:
             return piece.text, None
@@ -129,8 +138,6 @@ class Shell:
         value = self.variables.get(piece.text)
         if value is None and piece.text in self.reasons:
             return "", self.reasons[piece.text]
-        if not value and piece.default is not None:
-            return piece.default, None
         if value is None:
             if piece.text.isdigit():
                 return "", f"line {line} takes argument {piece.text} of the script, which was not given"
@@ -217,12 +224,16 @@ def _substitution(text: str, at: int, word: _RawWord, *, quoted: bool) -> int:
         word.pieces.append(_Piece("(" + text[at : end + 1], is_variable=True, is_quoted=quoted))
         return end + 1
     found = _NAME.match(text, at + 1)
+    if found and found[2]:
+        end = _end_of_substitution(text, found.end(), "}", word.line)
+        word.pieces.append(_Piece(found[1], True, quoted, _default(text[found.end() : end], word.line, quoted=quoted)))
+        return end + 1
     if found:
-        word.pieces.append(_Piece(found[1] or found[4], True, quoted, found[3] if found[2] else None))
+        word.pieces.append(_Piece(found[1] or found[3], True, quoted))
         return found.end()
     if text[at + 1 : at + 2] in ("(", "{"):
         closing = ")" if text[at + 1] == "(" else "}"
-        end = _end(text, at + 2, closing, word.line)
+        end = _end_of_substitution(text, at + 2, closing, word.line)
         word.pieces.append(_Piece("(" + text[at : end + 1], is_variable=True, is_quoted=quoted))
         return end + 1
     if text[at + 1 : at + 2] in ("@", "*", "#", "?", "$", "!", "-"):
@@ -230,6 +241,43 @@ def _substitution(text: str, at: int, word: _RawWord, *, quoted: bool) -> int:
         return at + 2
     word.add("$", quoted=quoted)
     return at + 1
+
+
+def _default(text: str, line: int, *, quoted: bool) -> list[_Piece]:
+    """Pieces of what stands after the `:-` of a variable."""
+    word, at = _RawWord(line), 0
+    while at < len(text):
+        if text[at] in '"$`' or (text[at] == "'" and not quoted):
+            at = _piece(text, at, word)
+        elif text[at] == "\\":
+            at = _inside_quotes(text, at, word)
+        else:
+            word.add(text[at], quoted=quoted)
+            at += 1
+    return word.pieces
+
+
+def _end_of_substitution(text: str, at: int, closing: str, line: int) -> int:
+    """Where the ) or } stands that ends what opened before `at`: others may be inside, and quotes with anything in them."""
+    waiting = [closing]
+    while at < len(text):
+        character = text[at]
+        if character == waiting[-1]:
+            waiting.pop()
+            if not waiting:
+                return at
+        elif character == "\\":
+            at += 1
+        elif waiting[-1] == '"':
+            if text.startswith(("$(", "${"), at):
+                at += 1
+                waiting.append(_CLOSING[text[at]])
+        elif character == "'":
+            at = _end(text, at + 1, "'", line)
+        elif character in _CLOSING:
+            waiting.append(_CLOSING[character])
+        at += 1
+    return _end(text, at, waiting[-1], line)
 
 
 def _end(text: str, at: int, closing: str, line: int) -> int:

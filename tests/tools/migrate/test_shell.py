@@ -14,6 +14,8 @@ SNIPPETS = {
     "empty variable": 'A=\nshow $A b "$A"',
     "blanks at the ends": 'A=" x y "\nshow p${A}q',
     "defaults": "A=\nshow ${A:-d} ${A:-} ${B-e} end",
+    "defaults with variables": "A=1 C=\nshow ${B:-$A} ${C:-${B:-x}/y} ${A:-$(exit)} ${1:-$B}",
+    "defaults with quotes": """C=\nshow "${C:-a b}" ${C:-"a b"} ${C:-'$A }'} "${C:-'q'}" ${C:-a b}""",
     "continuation": "show a \\\n  b \\\n  --c=d",
     "continued inside quotes": 'show "a \\\nb"',
     "comments": "show a#b c # d 'e\nshow f  # not \"closed",
@@ -66,6 +68,8 @@ def test_nothing_is_run(tmp_path: Path) -> None:
         ("A=(x y)\nshow $A", "line 1 makes A an array"),
         ("show $NOT_THERE", "line 1 takes ${NOT_THERE}, which the script does not set"),
         ("\n\nshow ${3}", "line 3 takes argument 3 of the script, which was not given"),
+        ("show ${A:-`pwd`}", "line 1 needs a shell for `pwd`"),
+        ("show ${A:-$NOT_THERE}", "line 1 takes ${NOT_THERE}, which the script does not set"),
         ("show ${A%.*}", "line 1 needs a shell for"),
         ('show "$@"', "line 1 needs a shell for"),
     ],
@@ -74,6 +78,25 @@ def test_what_needs_a_shell_is_unknown_and_says_why(script: str, reason: str) ->
     ((_, word),) = [words for words in Shell([], {}).commands(script) if words[0].text == "show"]
     assert word.unknown is not None
     assert word.unknown.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "substitution",
+    [
+        '"$(cd "$(dirname "$0")" && pwd)"',
+        "$((2 * (3 + 4)))",
+        "${A%${B:-c}}",
+        "$(echo ')' \"}\" \\) `echo x`)",
+        "$(awk '{print $1}' file | tr -d \"'\")",
+    ],
+)
+def test_what_is_inside_a_substitution_is_no_end_of_it(substitution: str) -> None:
+    script = f"A={substitution}; show before $A\nshow 'af ter'"
+    assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0
+    first, second = [words for words in Shell([], {}).commands(script) if words[0].text == "show"]
+    assert [word.text for word in first[1:]] == ["before", ""]
+    assert first[2].unknown == "line 1 needs a shell for " + substitution.strip('"')
+    assert [(word.text, word.unknown) for word in second[1:]] == [("af ter", None)]
 
 
 def test_a_branch_ends() -> None:
