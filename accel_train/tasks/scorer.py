@@ -72,12 +72,27 @@ class ScorerTask(Task):
         if with_explanations and dataset.split.num_explanations == 0:
             raise UserError(
                 f"loss.explanation_weight is {self.config.loss.explanation_weight:g}, but the split {split} of "
-                f"{self.config.data.path} has no explanations. Set it to 0."
+                f"{self.config.data.path} has no explanations. Set it to 0, and name ^pair_projection in no tower: there is none then."
             )
         return dataset
 
     def num_samples(self, split: str) -> int:
         return open_rated_split(self.config.data.path, split).num_samples
+
+    def check_splits(self, model: nn.Module | None, splits: list[str]) -> list[str]:
+        """Ratings that are all the same can be trained on, but no correlation with them is defined."""
+        for split in [split for split in splits if split != self.config.data.train_split] or splits:
+            opened = open_rated_split(self.config.data.path, split)
+            for name in RATINGS:
+                self._check_ratings(name, opened.ratings(name).float(), split)
+        return []
+
+    def _check_ratings(self, name: str, rated: Tensor, split: str) -> None:
+        if len(rated) < 2 or bool((rated == rated[0]).all()):
+            raise UserError(
+                f"{self.config.data.path}, split {split}: every rating of {name} is the same, so no correlation with it "
+                "is defined. Evaluate on a split with several ratings."
+            )
 
     def evaluation_sets(self, split: str) -> list[Dataset]:
         return [RatedImageDataset(self.config.data, split, seed=self.config.seed, with_explanations=False)]
@@ -136,11 +151,7 @@ class ScorerTask(Task):
             predicted, rated = predictions[name], predictions[f"{name}_rating"]
             if not predicted.isfinite().all():
                 raise CheckFailed(f"the model predicts a {name} that is not a finite number; it can't be scored.")
-            if len(rated) < 2 or bool((rated == rated[0]).all()):
-                raise UserError(
-                    f"{self.config.data.path}, split {split}: every rating of {name} is the same, so no correlation with it "
-                    "is defined. Evaluate on a split with several ratings."
-                )
+            self._check_ratings(name, rated, split)
             scores |= {f"{kind}_{name}": found(predicted, rated) for kind, found in CORRELATIONS.items()}
         rated_batch = {name: predictions[f"{name}_rating"] for name in RATINGS}
         weights = {"quality": self.config.loss.quality_weight, "consistency": self.config.loss.consistency_weight}
@@ -153,7 +164,7 @@ class ScorerTask(Task):
         for place in predictions["sample_row"].argsort().tolist():
             row = int(predictions["sample_row"][place])
             values = {
-                column: opened.on_source_scale(name, float(predictions[key][place]))
+                column: float(f"{opened.on_source_scale(name, float(predictions[key][place])):.7g}")  # what fp32 holds
                 for name in RATINGS
                 for column, key in ((f"{name}_rated", f"{name}_rating"), (f"{name}_predicted", name))
             }

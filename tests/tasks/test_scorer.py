@@ -142,6 +142,24 @@ def test_what_can_not_be_scored(make_task: Make) -> None:
         task.scores(found | {"consistency_rating": torch.ones(24)}, "train")
 
 
+def test_a_split_without_several_ratings_is_named_before_training(tmp_path: Path, make_task: Make) -> None:
+    write_ratings(tmp_path / "source")
+    table = tmp_path / "source" / "ratings.csv"
+    first, *lines = table.read_text().splitlines()
+    fields = [line.split(",") for line in lines]
+    table.write_text("\n".join([first, *(",".join([*row[:2], "3", *row[3:]]) for row in fields)]))
+    out = str(tmp_path / "out")
+    import_ratings(
+        str(table), out, columns=RatingColumns(), rating_range=(1, 5), build_tokenizer=60, show_progress=False
+    )
+    task = make_task()
+    assert task.check_splits(None, ["train"]) == []
+    data = task.config.data.model_copy(update={"path": out})
+    flat = ScorerTask(task.config.model_copy(update={"data": data}))
+    with pytest.raises(UserError, match="split train: every rating of quality is the same"):
+        flat.check_splits(None, ["train"])
+
+
 def test_prediction_rows_are_on_the_scale_of_the_source(make_task: Make) -> None:
     task = make_task()
     found = evaluated(task, task.build_model())
@@ -156,7 +174,8 @@ def test_prediction_rows_are_on_the_scale_of_the_source(make_task: Make) -> None
         "consistency_rated",
         "consistency_predicted",
     ]
-    assert all(row["consistency_rated"] in (pytest.approx(4.5), pytest.approx(1.5)) for row in rows)
+    assert all(row["consistency_rated"] in (4.5, 1.5) for row in rows)
+    assert all(row["quality_rated"] == round(row["quality_rated"], 3) for row in rows)  # as in the source
     assert rows[0]["quality_predicted"] == pytest.approx(3)
 
 
