@@ -72,7 +72,8 @@ class ScorerTask(Task):
         if with_explanations and dataset.split.num_explanations == 0:
             raise UserError(
                 f"loss.explanation_weight is {self.config.loss.explanation_weight:g}, but the split {split} of "
-                f"{self.config.data.path} has no explanations. Set it to 0, and name ^pair_projection in no tower: there is none then."
+                f"{self.config.data.path} has no explanations. Set it to 0, and take ^pair_projection out of the "
+                "towers: there is none then."
             )
         return dataset
 
