@@ -72,12 +72,6 @@ def doubts_of_slurm(script: str) -> str | None:
 
 def check_run_dir(run_dir: Path) -> str | None:
     """Makes the folder; returns a warning if all nodes may not see it. Raises UserError if they surely don't."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_dir: {run_dir} can't be made: {error.strerror}. Choose another folder.") from error
-    if not os.access(run_dir, os.W_OK):
-        raise UserError(f"run_dir: {run_dir} can't be written. Choose another folder, or mend this one.")
     path = run_dir.resolve()
     scratch = [*OF_ONE_NODE, *(os.environ[name] for name in ("TMPDIR", "SLURM_TMPDIR") if os.environ.get(name))]
     kind = _file_system(path)
@@ -85,14 +79,22 @@ def check_run_dir(run_dir: Path) -> str | None:
         why = f"is below {owner}"
     elif kind in IN_MEMORY:
         why = f"is in memory ({kind})"
-    elif kind in ON_A_DISK:
-        return f"run_dir: {path} looks like a disk of this machine alone ({kind}); all nodes must see it."
     else:
-        return None
-    raise UserError(
-        f"run_dir: {path} {why}, which each node has for itself: a checkpoint would be in pieces, and gone on other nodes. "
-        "Use a folder on a file system that all nodes share."
-    )
+        why = None
+    if why is not None:
+        raise UserError(
+            f"run_dir: {path} {why}, which each node has for itself: a checkpoint would be in pieces, and gone on other "
+            "nodes. Use a folder on a file system that all nodes share."
+        )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_dir: {run_dir} can't be made: {error.strerror}. Choose another folder.") from error
+    if not os.access(run_dir, os.W_OK):
+        raise UserError(f"run_dir: {run_dir} can't be written. Choose another folder, or mend this one.")
+    if kind in ON_A_DISK:
+        return f"run_dir: {path} looks like a disk of this machine alone ({kind}); all nodes must see it."
+    return None
 
 
 def submit(script: Path) -> str:

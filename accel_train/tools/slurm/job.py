@@ -47,13 +47,13 @@ def slurm(config: RunConfig, path: str, overrides: list[str], asked: Asked, *, s
     seconds(asked.time)
     run_dir = Path(config.run_dir)
     script = fill_in(describe(config, path, overrides, asked))
-    warnings = [warning for warning in [check_run_dir(run_dir)] if warning]
-    if is_there("sinfo"):
-        check_partition(asked.partition, asked.time, asked.nodes)
-    else:
-        warnings.append("partition and time limit are not checked, since sinfo is not installed here.")
     if submitting and not is_there("sbatch"):
         raise UserError("--submit: sbatch is not installed here. Print the script, and submit it on the cluster.")
+    if checked := is_there("sinfo"):
+        check_partition(asked.partition, asked.time, asked.nodes)
+    warnings = [warning for warning in [check_run_dir(run_dir)] if warning]  # last, since it makes the folder
+    if not checked:
+        warnings.append("partition and time limit are not checked, since sinfo is not installed here.")
     if not submitting and is_there("sbatch") and (doubts := doubts_of_slurm(script)):
         warnings.append(doubts)
     for warning in warnings:

@@ -104,6 +104,7 @@ def test_memory_is_refused(mounts: Callable[[str], None], tmp_path: Path) -> Non
     mounts("tmpfs")
     with pytest.raises(UserError, match=r"is in memory \(tmpfs\), which each node has for itself"):
         check_run_dir(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "SLURM_TMPDIR"])

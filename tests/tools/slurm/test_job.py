@@ -138,4 +138,6 @@ def test_what_can_t_run_is_refused(
     code, said, errors = run(*arguments)
     assert (code, said) == (2, "")
     assert words in errors
+    refused_by_slurm = "refuses this job" in words
+    assert Path("runs").exists() == refused_by_slurm
     assert not os.path.exists("asked") or "--parsable" not in Path("asked").read_text()
