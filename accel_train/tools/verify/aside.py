@@ -12,6 +12,7 @@ from accel_train.checkpoint.load import damage_at_a_glance
 from accel_train.checkpoint.rollbacks import ROLLBACKS_FILE, is_abandoned, read_rollbacks
 from accel_train.config.schema import RunConfig
 from accel_train.engine.engine import Engine
+from accel_train.errors import UserError
 from accel_train.interrupts import ending_by_sigterm
 from accel_train.run import Run
 from accel_train.run_log import RunLog
@@ -41,10 +42,17 @@ def run_aside(config: RunConfig, engine: Engine, checkpoint: Path | None) -> Ite
         )
         log = RunLog(Path(folder), is_main=False, rank=engine.rank)
         try:
-            run = set_up(aside, engine, log, StopRequest(), fresh=False)
-            yield run
+            yield _set_up(aside, engine, log, config.run_dir)
         finally:
             log.close()
+
+
+def _set_up(aside: RunConfig, engine: Engine, log: RunLog, run_dir: str) -> Run:
+    """What is refused is refused in the words of the run's own folder: the one aside is gone when they are read."""
+    try:
+        return set_up(aside, engine, log, StopRequest(), fresh=False)
+    except UserError as error:
+        raise type(error)(str(error).replace(aside.run_dir, run_dir), code=error.code) from error
 
 
 def newest_checkpoint(config: RunConfig, engine: Engine) -> Path | None:
