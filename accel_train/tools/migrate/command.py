@@ -5,13 +5,13 @@ Nothing of the script is run, and none of its files are read or changed.
 
 import json
 import os
+import shutil
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from accel_train.config.load import load_config
 from accel_train.config.yaml_text import write_yaml
@@ -19,10 +19,13 @@ from accel_train.errors import UserError
 from accel_train.tools.migrate.options import OPTIONS, Values, read_options
 from accel_train.tools.migrate.settings import Migration, migrate_options
 from accel_train.tools.migrate.shell import Shell, Word
+from accel_train.visible import visible
 
 TRAINER = ("training/main.py", "cn_clip.training.main")
 RANKS, NODES = ("nproc_per_node", "nproc-per-node"), ("nnodes",)
 COMMENT_COLUMN = 44
+WIDEST = 120
+"""Columns of what is said; longer lines are hard to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,15 +238,25 @@ def _next_commands(migration: Migration, output: str, ranks: int) -> list[str]:
 
 
 def _show(values: Values, migration: Migration, output: str, commands: list[str]) -> None:
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for title in ("option", "value", "our key", "note"):
-        table.add_column(title, overflow="fold")
     rows = _rows(values, migration)
     for row in [row for row in rows if row["given"] or row["attention"]]:
-        value = "" if row["value"] is True else str(row["value"])
-        table.add_row(row["option"], value, row["key"], ("! " if row["attention"] else "") + row["note"])
-    console = Console(highlight=False, markup=False, soft_wrap=False)
-    console.print(table)
+        given = row["option"] if row["value"] is True else f"{row['option']} {row['value']}"
+        print(visible(f"{given} → {row['key']}"))  # on one line, however long, so that it can be searched for
+        print(*_wrapped(f"{'! ' if row['attention'] else ''}{row['note']}", indent="    "), sep="\n")
     left = [row["option"].removeprefix("--") for row in rows if not row["given"]]
-    console.print(f"\nnot given, so as the original has it by default: {', '.join(left)}\n")
-    print(f"{output} is written. Then:", *commands, sep="\n  ")
+    if left:
+        print("", *_wrapped(f"not given, so as the original has it by default: {', '.join(left)}"), sep="\n")
+    print(f"\n{output} is written. Then:", *commands, sep="\n  ")
+
+
+def _wrapped(text: str, *, indent: str = "") -> list[str]:
+    """Lines for a terminal, with options and keys whole."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    return textwrap.wrap(
+        visible(text),
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

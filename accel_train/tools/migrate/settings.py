@@ -79,7 +79,7 @@ def migrate_options(values: Values, ranks: int, trainer_folder: str) -> Migratio
     if values["val-data"] is not None:
         settings["evaluation"] = _evaluation(values, migration)
     settings["checkpoint"] = {"save_every": _save_every(values, migration)}
-    settings["log"] = {"log_every": _interval(values["log-interval"], "step")}
+    settings["log"] = {"log_every": _interval("log-interval", values["log-interval"], "step")}
     settings["compute"] = {"activation_checkpointing": values["grad-checkpointing"]}
     return migration
 
@@ -264,13 +264,13 @@ def _schedule(values: Values, migration: Migration) -> dict[str, Any]:
 
 def _evaluation(values: Values, migration: Migration) -> dict[str, Any]:
     steps, epochs = values["valid-step-interval"], values["valid-epoch-interval"]
-    every = _interval(epochs, "epoch") if epochs and epochs > 0 else None
+    every = _interval("valid-epoch-interval", epochs, "epoch") if epochs and epochs > 0 else None
     if steps is not None and 0 < steps < NEVER:
         if "valid-epoch-interval" in values.given:
             migration.attention["valid-epoch-interval"] = (
                 "left out: there is one interval, and --valid-step-interval is taken."
             )
-        every = _interval(steps, "step")
+        every = _interval("valid-step-interval", steps, "step")
     return {"evaluate_every": every, "batch_size": values["valid-batch-size"]}
 
 
@@ -281,11 +281,11 @@ def _save_every(values: Values, migration: Migration) -> str:
             migration.attention["save-epoch-frequency"] = (
                 "left out: there is one interval, and --save-step-frequency is taken."
             )
-        return _interval(steps, "step")
-    return _interval(max(1, epochs), "epoch")
+        return _interval("save-step-frequency", steps, "step")
+    return _interval("save-epoch-frequency", max(1, epochs), "epoch")
 
 
-def _interval(count: int, unit: str) -> str:
+def _interval(option: str, count: int, unit: str) -> str:
     if count < 1:
-        raise UserError(f"an interval is {count} {unit}s; it must be at least 1.")
+        raise UserError(f"--{option} is {count} {unit}s; it must be at least 1.")
     return f"{count} {unit}{'s' if count > 1 else ''}"

@@ -194,7 +194,7 @@ def test_the_rate_of_the_original(tmp_path: Path) -> None:
         ([DATA, "--use-flash-attention", "--precision=fp32"], "needs fp16"),
         ([DATA, "--distillation"], "needs --teacher-model-name"),
         ([DATA, "--max-steps=10"], "schedule.warmup_steps: 500 is more than max_steps"),
-        ([DATA, "--log-interval=0"], "an interval is 0 steps"),
+        ([DATA, "--log-interval=0"], "--log-interval is 0 steps; it must be at least 1"),
     ],
 )
 def test_refused(tmp_path: Path, options: list[str], message: str) -> None:
@@ -262,12 +262,17 @@ def test_the_command_says_what_became_of_each_option(tmp_path: Path, capsys: pyt
     assert "global_batch_size: 128" in text and "# 64 × 2 ranks × 1 (--accum-freq)" in text
 
 
-def test_the_table_shows_what_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_given_is_listed_and_nothing_is_broken_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
     migrated(tmp_path, script=SCRIPT, ranks=None)
     shown = capsys.readouterr().out
     for option in ("--train-data", "--accum-freq", "--use-augment"):
-        assert f"\n{option} " in shown
+        assert f"\n{option} " in f"\n{shown}"
     assert "\n--seed" not in shown and "seed" in shown.partition("not given")[2]
+    assert "\n--valid-step-interval 150 → evaluation.evaluate_every\n" in shown
+    assert all(len(line) <= 60 for line in shown.splitlines() if line.startswith("    "))
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
