@@ -154,7 +154,7 @@ def _summary(tests: list[RangeTest]) -> Table:
     table = Table(title="Learning rate range test", title_justify="left", title_style="bold")
     table.add_column("curve")
     for column in ("configured", "steepest", "turns", "diverges", "suggested"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for test in tests:
         reading = test.reading
         rates = (test.configured, reading.steepest, reading.turn, reading.diverged, reading.suggestion)

@@ -95,7 +95,7 @@ def _train(run: Run, lr: float, factor: float, steps: int, valid_split: str, tes
 def rate_table(rows: Sequence[Rate]) -> Table:
     table = Table(title=f"{rows[0].steps} steps at each learning rate", title_justify="left", title_style="bold")
     for column in header(rows):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*cells(row, rows))
     return table
