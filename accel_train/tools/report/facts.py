@@ -121,9 +121,10 @@ def remarks(record: Record) -> list[str]:
     steps, values = record.valid.given(record.best_score or "")
     after = steps[steps > (facts.best_step or 0)]
     if len(values) > 2 and len(after) >= len(values) / 3:
+        since = "evaluation" if len(after) == 1 else f"{len(after)} evaluations"
         found.append(
-            f"{facts.score} was best at step {facts.best_step:,} and has not been reached in the {len(after)} evaluations "
-            f"since; the last one is {values[-1]:.4g}."
+            f"{facts.score} was best at step {facts.best_step:,} and has not been reached in the {since} since; the last "
+            f"one is {values[-1]:.4g}."
         )
     return found
 

@@ -70,6 +70,9 @@ def test_what_is_worth_knowing(make_run: MakeRun) -> None:
     assert "Training waited for data for 40% of the time" in said
     assert "best at step 10 and has not been reached in the 3 evaluations since" in said
     assert "warm up longer." in said
+    short = [valid_line(step, score) for step, score in ((10, 0.3), (20, 0.6), (30, 0.5))]
+    (remark,) = remarks(read_record(make_run("short", lines=short)))
+    assert "has not been reached in the evaluation since; the last one is 0.5." in remark
     assert remarks(read_record(make_run("calm"))) == []
 
 
