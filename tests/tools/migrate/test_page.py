@@ -16,6 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from accel_train.config.key_names import all_keys
+from accel_train.config.multimodal_llm import MultimodalLlmConfig
+from accel_train.config.scorer import ScorerConfig
+from accel_train.config.sequence_classification import SequenceClassificationConfig
 from accel_train.tools.migrate.options import NOT_NEEDED, OPTIONS
 from tests.models.originals import ChineseCLIP, VisualTransformer, saved
 from tests.short_runs import metrics
@@ -104,3 +108,11 @@ def test_the_table_is_the_programs() -> None:
         for option in OPTIONS
     ]
     assert re.findall(r"^\| (`--\S+`) \| (.*?) ?\| (.*) \| (.*) \|$", PAGE, re.MULTILINE) == wanted
+
+
+def test_options_of_other_scripts_lead_to_keys_that_exist() -> None:
+    tasks = (ScorerConfig, MultimodalLlmConfig, SequenceClassificationConfig)
+    known = {key for config in tasks for key in all_keys(config)}
+    rows = re.findall(r"^\| (.*?) \| (.*?) ?\| .* \|$", PAGE.split("## Options of other scripts")[1], re.MULTILINE)[1:]
+    named = {key for _, keys in rows for key in re.findall(r"`(\S+)`", keys)}
+    assert len(named) > 15 and named <= known
