@@ -36,9 +36,9 @@ def evaluate_and_judge(run: Run) -> None:
         state.best_score, state.best_step = scores[name], state.step
         run.engine.together(lambda: write_predictions(run, split, found.predictions))
     if early and ran_out_of_patience(config, state):
-        run.log.say(
-            f"stopping early: {name} has not risen by more than {early.min_delta} in {early.patience} evaluations."
-        )
+        much = f" by more than {early.min_delta:g}" if early.min_delta else ""
+        plural = "s" * (early.patience != 1)
+        run.log.say(f"stopping early: {name} has not risen{much} in {early.patience} evaluation{plural}.")
 
 
 def write_predictions(run: Run, split: str, predictions: dict[str, Tensor]) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
-from rich.markup import escape
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from accel_train.visible import visible
 
@@ -75,7 +76,7 @@ def step_summary(step: int, total_steps: int, epoch: int, values: dict[str, floa
     return "  ".join(parts)
 
 
-def score_table(scores: dict[str, float], title: str) -> Table:
+def score_table(scores: dict[str, float], title: str) -> Group:
     """Scores in percent. `a_recall@1`, `a_recall@5`, ... become columns of a row `a`; other scores get rows of their own.
 
     A `loss` among them comes last, as it is.
@@ -94,7 +95,7 @@ def score_table(scores: dict[str, float], title: str) -> Table:
         else:
             rows.setdefault(name, {})["value"] = value
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    table = Table(title=escape(visible(title)), title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("score, %")
     for column in columns:
         table.add_column(column, justify="right")
@@ -104,4 +105,5 @@ def score_table(scores: dict[str, float], title: str) -> Table:
         )
     if "loss" in scores:
         table.add_row("loss (no share)", f"{scores['loss']:.4f}")
-    return table
+    # Not the table's own title, which is broken at the table's width, in the middle of a path.
+    return Group(Text(visible(title), style="bold"), table)

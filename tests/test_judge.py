@@ -71,6 +71,11 @@ def test_a_standstill_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert "has not risen by more than 0.01 in 2 evaluations" in said
 
 
+def test_patience_of_one_is_said_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _, stopped_early, said = judged([0.3, 0.3], monkeypatch, tmp_path, patience=1)
+    assert stopped_early and "has not risen in 1 evaluation." in said
+
+
 def test_a_score_below_the_start_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _, _, said = judged([0.5, 0.4], monkeypatch, tmp_path, first_step=0)
     assert "mean_recall is 0.4000, below the 0.5000 before the first step" in said

@@ -54,13 +54,14 @@ def test_score_table_has_a_row_for_each_direction() -> None:
         "mean_recall": 0.4,
         "accuracy": 0.75,
     }
+    title = "runs/small/multimodal_llm_phase2, best checkpoint (step 4) on valid, [4] wider than the table"
     console = Console(width=120, color_system=None)
     with console.capture() as capture:
-        console.print(score_table(scores, "valid at step 3"))
+        console.print(score_table(scores, title))
     rows = [
         [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in capture.get().splitlines()
     ]
-    assert rows[0] == ["valid at step 3"]
+    assert rows[0] == [title]
     assert ["score, %", "R@1", "R@5", "mean recall", "value"] in rows
     assert ["text to image", "12.5", "50.0", "31.2", ""] in rows
     assert ["both ways", "", "", "40.0", ""] in rows

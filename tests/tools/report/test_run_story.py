@@ -46,7 +46,7 @@ LINES = [
     ("changed since the checkpoint: max_steps was 3, is 9", "changed", 100),
     ("ended, stopped: stopped by SIGTERM at step 42 of 100; a checkpoint was written", "stopped", 42),
     ("ended, failed: step 9: the gradient of 2 of 3 groups is not finite", "ended", 100),
-    ("stopping early: accuracy has not risen by more than 0 in 3 evaluations.", "done", 100),
+    ("stopping early: accuracy has not risen in 3 evaluations.", "done", 100),
 ]
 
 
