@@ -1,5 +1,7 @@
 """`bench`: how fast a configuration trains here."""
 
+from pathlib import Path
+
 from accel_train.commands.arguments import OVERRIDES_HELP, load, make_parser, positive
 from accel_train.errors import UserError
 
@@ -44,6 +46,8 @@ def bench(argv: list[str]) -> None:
             kind = f"--{chosen[0]}" if chosen else "training"
             raise UserError(f"{option} says nothing about {kind}, so it would be ignored. Take it out.")
     if arguments.checkpoint:
+        if arguments.folder is not None and not Path(arguments.folder).is_dir():
+            raise UserError(f"--folder: {arguments.folder} is no folder. Make it first, or choose another.")
         from accel_train.tools.bench.command import bench_checkpoints
 
         bench_checkpoints(arguments.mebibytes or 512, arguments.folder, as_json=arguments.json)

@@ -137,6 +137,7 @@ def test_data_and_checkpoint(tmp_path: Path) -> None:
     [
         ([], "needs a configuration file"),
         (["--checkpoint", "configs/quickstart.yaml"], "CONFIG says nothing about --checkpoint"),
+        (["--checkpoint", "--folder", "not_there"], "--folder: not_there is no folder"),
         (["--checkpoint", "--steps=3"], "--steps says nothing about --checkpoint"),
         (["configs/quickstart.yaml", "--mebibytes=3"], "--mebibytes says nothing about training"),
         (["configs/quickstart.yaml", "--data", "--rounds=3"], "--rounds says nothing about --data"),
