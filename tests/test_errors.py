@@ -80,6 +80,18 @@ def test_explain_prints_a_section(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["code"] == "AT120"
 
 
+def test_explain_fits_the_terminal_and_leaves_examples_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    for code, (_, text) in read_sections().items():
+        cli.main(["explain", code])
+        lines = capsys.readouterr().out.splitlines()
+        assert all(len(line) <= 60 or line in text.splitlines() for line in lines), code
+    cli.main(["explain", "AT100"])
+    assert "\n\ndata.imagesize: no such key (found 64). Nearest: data.image_size.\n" in capsys.readouterr().out
+
+
 def test_explain_lists_all_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(read_sections())

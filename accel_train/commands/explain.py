@@ -5,14 +5,12 @@ import json
 import re
 from pathlib import Path
 
-from accel_train.commands.arguments import make_parser
+from accel_train.commands.arguments import columns, make_parser, wrapped
 from accel_train.errors import UserError
 
 PAGE = Path(__file__).parents[1] / "errors.md"
 """docs/errors.md, which the package holds too."""
 SECTION = re.compile(r"^## (AT\d{3})\n\*\*(.+?)\*\*\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-
-FENCE = re.compile(r"^```.*\n?", re.MULTILINE)
 
 
 def explain(argv: list[str]) -> None:
@@ -39,7 +37,16 @@ def explain(argv: list[str]) -> None:
     if arguments.json:
         print(json.dumps({"code": code, "title": title, "text": text}, indent=1, ensure_ascii=False))
     else:
-        print(f"{code}: {title}\n\n{FENCE.sub('', text).strip()}")
+        print("\n\n".join("\n".join(lines) for lines in paragraphs(f"{code}: {title}\n\n{text}", columns())))
+
+
+def paragraphs(text: str, width: int) -> list[list[str]]:
+    """The lines of each, wrapped; what is fenced stays as it is, without the fence."""
+    found = []
+    for paragraph in text.split("\n\n"):
+        fenced = paragraph.startswith("```")
+        found.append(paragraph.splitlines()[1:-1] if fenced else wrapped(" ".join(paragraph.split()), width))
+    return found
 
 
 def read_sections() -> dict[str, tuple[str, str]]:
