@@ -72,7 +72,7 @@ def test_a_standstill_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_patience_of_one_is_said_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _, stopped_early, said = judged([0.3, 0.3], monkeypatch, tmp_path, patience=1)
+    _, stopped_early, said = judged([0.3, 0.3], monkeypatch, tmp_path, patience=1, min_delta=0.0)
     assert stopped_early and "has not risen in 1 evaluation." in said
 
 
