@@ -76,7 +76,7 @@ def _usage() -> str:
             lines += wrapped(f"  {name:<11} {_first_line(command)}", width, indent=" " * 14)
     notes = (
         "Begin with `accel-train init WORKLOAD DATA`. `accel-train COMMAND --help` explains a command.",
-        "--json prints one JSON object, --quiet only results, warnings and errors.",
+        "--json prints one JSON value, --quiet only results, warnings and errors.",
         "Exit codes: 0 done, 1 a check failed, 2 bad configuration or data, 75 stopped by a signal with a checkpoint.",
         "On several GPUs: torchrun --nproc-per-node 8 -m accel_train COMMAND CONFIG",
     )

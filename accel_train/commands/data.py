@@ -1,6 +1,7 @@
 """Commands that bring things in."""
 
 import argparse
+import re
 from collections.abc import Callable
 
 from accel_train.commands.arguments import make_parser, positive
@@ -52,7 +53,7 @@ def migrate(argv: list[str]) -> None:
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a variable of the script")
     parser.add_argument("--ranks", type=positive, metavar="N", help="GPUs it ran on (default: what its launcher says)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     arguments = parser.parse_intermixed_args(argv[:at])
     options = argv[at + 1 :]
     if arguments.script is None and not options:
@@ -64,8 +65,16 @@ def migrate(argv: list[str]) -> None:
         arguments.script,
         arguments.output,
         arguments=arguments.arguments,
-        variables=dict(text.partition("=")[::2] for text in arguments.set),
+        variables=_variables(arguments.set),
         options=options,
         ranks=arguments.ranks,
         as_json=arguments.json,
     )
+
+
+def _variables(given: list[str]) -> dict[str, str]:
+    """Raises UserError for what is no NAME=VALUE."""
+    for text in given:
+        if re.match(r"\w+=", text) is None:
+            raise UserError(f"--set: found {text!r}; it must be NAME=VALUE, the name of a variable without its $.")
+    return dict(text.split("=", 1) for text in given)

@@ -292,3 +292,9 @@ def test_beginnings_of_options_must_be_of_one_option() -> None:
 def test_without_a_script_or_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["migrate", "-o", "config.yaml"]) == 2
     assert "neither a script nor options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["LR", "$LR=1", "=1", "--lr=1"])
+def test_a_variable_needs_a_name_and_a_value(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate", "run.sh", "-o", "config.yaml", f"--set={wrong}"]) == 2
+    assert f"--set: found {wrong!r}; it must be NAME=VALUE" in capsys.readouterr().err
