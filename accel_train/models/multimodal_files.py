@@ -60,6 +60,11 @@ def load_multimodal(model: nn.Module, folder: str, *, has_lora: bool) -> None:
     load_strictly(model, placed | read_senses(folder), f"{where}: the weights in {folder}")
 
 
+def is_export_of_phase_1(folder: str) -> bool:
+    """Whether this is an export of `multimodal_alignment`: encoders and aligner, and no decoder beside them."""
+    return (Path(folder) / SENSES).is_file() and not (Path(folder) / LLM_FOLDER).exists()
+
+
 def read_senses(folder: str) -> dict[str, Tensor]:
     path = Path(folder) / SENSES
     try:

@@ -17,8 +17,16 @@ from accel_train.data.spoken_split import open_spoken_split
 from accel_train.data.tokenizer_files import export_tokenizer, find_tokenizer
 from accel_train.errors import UserError
 from accel_train.models.lora import merged, save_adapter
-from accel_train.models.multimodal_files import LLM_FOLDER, load_multimodal, save_decoder, save_senses
+from accel_train.models.multimodal_files import (
+    LLM_FOLDER,
+    is_export_of_phase_1,
+    load_multimodal,
+    read_senses,
+    save_decoder,
+    save_senses,
+)
 from accel_train.models.multimodal_llm import MultimodalLlm, build_decoder, caption_losses
+from accel_train.models.pretrained import load_strictly
 from accel_train.tasks.encoder_features import check_stored, example_vectors, refuse_trained_encoders
 from accel_train.tasks.task import Batch, Task
 
@@ -148,7 +156,11 @@ class MultimodalLlmTask(Task):
 
     def load_pretrained(self, model: nn.Module, folder: str) -> None:
         assert isinstance(model, MultimodalLlm)
-        load_multimodal(model, folder, has_lora=self.config.model.lora is not None)
+        if is_export_of_phase_1(folder):
+            weights, _ = self.starting_weights(read_senses(folder), model)
+            load_strictly(model, weights, f"initialize_from: the weights in {folder}")
+        else:
+            load_multimodal(model, folder, has_lora=self.config.model.lora is not None)
 
     @staticmethod
     def config_of_export(config: RunConfig, folder: str) -> RunConfig:

@@ -122,6 +122,19 @@ def test_phase_1_gives_encoders_and_aligner(path: str) -> None:
     assert again.keys() == weights.keys() and remark == ""
 
 
+def test_an_export_of_phase_1_gives_what_its_run_gives(path: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = MultimodalAlignmentTask(alignment_config(path, "unused"))
+    senses = first.build_model()
+    first.export(senses, str(tmp_path / "export"))
+    task = MultimodalLlmTask(llm_config(path, "unused", lora=LORA))
+    model = task.build_model()
+    wanted, _ = task.starting_weights(dict(senses.state_dict()), model)
+    wanted = {name: value.clone() for name, value in wanted.items()}
+    task.load_pretrained(model, str(tmp_path / "export"))
+    assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
+
+
 def test_phase_1_for_one_sense_alone(path: str) -> None:
     first = MultimodalAlignmentTask(alignment_config(path, "unused")).build_model().state_dict()
     task = MultimodalLlmTask(llm_config(path, "unused", audio=None))
