@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from accel_train.errors import UserError
-from accel_train.writable import check_writable
+from accel_train.writable import check_result_file
 
 SUFFIXES = (".csv", ".jsonl")
 
 
 def check_prediction_file(file: Path) -> None:
     """Raises UserError for a name that `--predictions` can't write to."""
-    if file.suffix not in SUFFIXES or not file.parent.is_dir():
-        raise UserError(f"--predictions: {file} must end in {' or '.join(SUFFIXES)} and lie in a folder that exists.")
-    check_writable(file, "--predictions")
+    check_result_file(file, "--predictions", SUFFIXES)
     if file.exists():
         raise UserError(f"--predictions: {file} exists already, and nothing is overwritten. Choose another name.")
 

@@ -1,6 +1,7 @@
 """Whether a result can be left where it was asked for: asked before the work that it comes from, not after."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from accel_train.errors import UserError
@@ -23,3 +24,10 @@ def check_writable(target: Path, what: str, *, makes_folders: bool = False) -> N
     else:
         return
     raise UserError(f"{what}: found {target}, but {problem}. Name another place.")
+
+
+def check_result_file(file: Path, what: str, endings: Sequence[str]) -> None:
+    """Raises UserError if a file of one of these kinds could not be written. Arguments as in `check_writable`."""
+    if file.suffix not in endings or not file.parent.is_dir():
+        raise UserError(f"{what}: {file} must end in {' or '.join(endings)} and lie in a folder that exists.")
+    check_writable(file, what)

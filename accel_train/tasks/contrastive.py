@@ -106,9 +106,7 @@ class ContrastiveTask(Task):
         return open_split(self.config.data.path, split).num_pairs
 
     def check_splits(self, model: nn.Module | None, splits: list[str]) -> list[str]:
-        # What only trains is not scored, and may have a billion pairs.
-        scored = [split for split in splits if split != self.config.data.train_split] or splits
-        return [line for split in scored for line in without_match(self.config.data.path, split)]
+        return [line for split in self.scored_of(splits) for line in without_match(self.config.data.path, split)]
 
     def evaluation_sets(self, split: str) -> list[Dataset]:
         texts = TextDataset(self.config.data, split, whole_length=reads_padding(self.config))

@@ -82,7 +82,7 @@ class ScorerTask(Task):
 
     def check_splits(self, model: nn.Module | None, splits: list[str]) -> list[str]:
         """Ratings that are all the same can be trained on, but no correlation with them is defined."""
-        for split in [split for split in splits if split != self.config.data.train_split] or splits:
+        for split in self.scored_of(splits):
             opened = open_rated_split(self.config.data.path, split)
             for name in RATINGS:
                 self._check_ratings(name, opened.ratings(name).float(), split)

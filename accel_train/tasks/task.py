@@ -79,6 +79,10 @@ class Task(ABC):
         """What a summed loss is normalised by: samples, or tokens."""
         return torch.tensor(float(len(batch["sample_id"])))
 
+    def scored_of(self, splits: list[str]) -> list[str]:
+        """Without the training split, which may have a billion samples, unless it is the only one."""
+        return [split for split in splits if split != self.config.data.train_split] or splits
+
     def check_splits(self, model: nn.Module | None, splits: list[str]) -> list[str]:
         """Looks whether these splits can be scored, and what is stored of them fits the model. Raises UserError.
 

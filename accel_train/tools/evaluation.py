@@ -23,7 +23,7 @@ from accel_train.tasks.task import Task
 from accel_train.tools.contact_sheet import Found, contact_sheet
 from accel_train.tools.row_progress import RowProgress
 from accel_train.tools.trained import open_config, open_trained
-from accel_train.writable import check_writable
+from accel_train.writable import check_result_file
 
 NUM_QUERIES = 8
 NUM_ANSWERS = 5
@@ -43,10 +43,8 @@ def evaluate_command(
 
     Returns the scores.
     """
-    if contact_sheet is not None and (not contact_sheet.endswith(".png") or not Path(contact_sheet).parent.is_dir()):
-        raise UserError(f"--contact-sheet: {contact_sheet} must end in .png and lie in a folder that exists.")
     if contact_sheet is not None:
-        check_writable(Path(contact_sheet), "--contact-sheet")
+        check_result_file(Path(contact_sheet), "--contact-sheet", [".png"])
     config = open_config(source, overrides)
     split = split or config.data.valid_split
     if split is None:

@@ -14,7 +14,7 @@ from accel_train.tools.search.asked import Asked
 from accel_train.tools.search.picture import sheet_of
 from accel_train.tools.search.search import Hit, Query, Search, open_search
 from accel_train.visible import visible
-from accel_train.writable import check_writable
+from accel_train.writable import check_result_file
 
 MAX_NAMED = 20
 """Unreadable images that are named; the others are counted."""
@@ -183,9 +183,7 @@ def json_text(content: dict[str, Any]) -> str:
 
 
 def _check_sheet(path: str, asked: Asked, num_queries: int, top: int) -> None:
-    if not path.endswith(".png") or not Path(path).parent.is_dir():
-        raise UserError(f"--contact-sheet: {path} must end in .png and lie in a folder that exists.")
-    check_writable(Path(path), "--contact-sheet")
+    check_result_file(Path(path), "--contact-sheet", [".png"])
     if not 0 < num_queries <= MAX_DRAWN or top > MAX_COLUMNS:
         raise UserError(
             f"--contact-sheet draws 1 to {MAX_DRAWN} queries with up to {MAX_COLUMNS} images each; there are {num_queries} "
