@@ -72,9 +72,10 @@ class ArrowRows:
         return chunks.chunk(index)[row - self._starts[index]].as_py()
 
     def column(self, name: str) -> np.ndarray:
-        """A whole column: integers as they are, ids as objects."""
+        """A whole column: numbers as they are, ids as objects."""
         column = self._opened()[name]
-        return _numbers(column) if pa.types.is_integer(column.type) else column.to_numpy()
+        is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        return _numbers(column) if is_number else column.to_numpy()
 
     def num_bytes(self, name: str) -> np.ndarray:
         """Length of each text of a column in UTF-8, int32."""
